@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// apt runs the machine's apt on a state of our own: it reads the machine's
+// sources, keys and proxies, but its lists, cache and dpkg status lie below
+// root, so that packages of any CPU can be had without touching the host.
+type apt struct {
+	root string
+	arch string
+	log  func(format string, args ...any)
+}
+
+func newApt(root, arch string, log func(string, ...any)) (*apt, error) {
+	for _, d := range []string{"state/lists/partial", "cache/archives/partial", "log"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return nil, fmt.Errorf("prepare apt root: %w", err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "status"), nil, 0o644); err != nil {
+		return nil, fmt.Errorf("prepare apt root: %w", err)
+	}
+	conf := fmt.Sprintf(`APT::Architecture %[2]q;
+APT::Architectures { %[2]q; };
+APT::Sandbox::User "root";
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Dir::State "%[1]s/state";
+Dir::State::status "%[1]s/status";
+Dir::Cache "%[1]s/cache";
+Dir::Log "%[1]s/log";
+`, root, arch)
+	if err := os.WriteFile(filepath.Join(root, "apt.conf"), []byte(conf), 0o644); err != nil {
+		return nil, fmt.Errorf("prepare apt root: %w", err)
+	}
+	return &apt{root: root, arch: arch, log: log}, nil
+}
+
+func (a *apt) run(ctx context.Context, dir, tool string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, tool, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "APT_CONFIG="+filepath.Join(a.root, "apt.conf"), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, fmt.Errorf("%s is not installed: guest images are built on Debian and its derivatives only", tool)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", tool, strings.Join(args, " "), err, lastLines(stderr.Bytes(), 4))
+	}
+	return out, nil
+}
+
+func (a *apt) update(ctx context.Context) error {
+	a.log("reading apt's package lists (%s)", a.arch)
+	// A third-party source that fails makes apt-get exit with 100 although
+	// Debian's own lists arrived. What is missing shows when it is asked for.
+	if _, err := a.run(ctx, a.root, "apt-get", "-q", "update"); err != nil {
+		a.log("apt-get update: %v; going on with the lists that there are", err)
+	}
+	return ctx.Err()
+}
+
+// versions lists what apt offers of a package, newest first.
+func (a *apt) versions(ctx context.Context, name string) ([]string, error) {
+	out, err := a.run(ctx, a.root, "apt-cache", "madison", name)
+	if err != nil {
+		return nil, err
+	}
+	var vs []string
+	for _, line := range strings.Split(string(out), "\n") {
+		if f := strings.Split(line, "|"); len(f) == 3 {
+			v := strings.TrimSpace(f[1])
+			if len(vs) == 0 || vs[len(vs)-1] != v {
+				vs = append(vs, v)
+			}
+		}
+	}
+	if len(vs) == 0 {
+		return nil, fmt.Errorf("apt knows no package %s for %s (are Debian's main sources configured in /etc/apt?)", name, a.arch)
+	}
+	return vs, nil
+}
+
+// kernelPackage resolves a version of the kernel's meta package to the
+// package that holds the kernel.
+func (a *apt) kernelPackage(ctx context.Context, meta, version string) (name, ver string, err error) {
+	out, err := a.run(ctx, a.root, "apt-cache", "show", meta+"="+version)
+	if err != nil {
+		return "", "", err
+	}
+	for _, line := range strings.Split(string(out), "\n") {
+		deps, ok := strings.CutPrefix(line, "Depends: ")
+		if !ok {
+			continue
+		}
+		for _, d := range strings.Split(deps, ",") {
+			if f := strings.Fields(d); len(f) == 3 && strings.HasPrefix(f[0], "linux-image-") && f[1] == "(=" {
+				return f[0], strings.TrimSuffix(f[2], ")"), nil
+			}
+		}
+	}
+	return "", "", fmt.Errorf("package %s %s depends on no linux-image-… of one version", meta, version)
+}
+
+// download fetches one package, whose checksum apt verifies, and returns it
+// with its file.
+func (a *apt) download(ctx context.Context, name, version string) (Package, string, error) {
+	dir, err := os.MkdirTemp(a.root, "get-")
+	if err != nil {
+		return Package{}, "", err
+	}
+	defer os.RemoveAll(dir)
+	spec := name + ":" + a.arch
+	if version != "" {
+		spec += "=" + version
+	}
+	a.log("downloading %s", spec)
+	if _, err := a.run(ctx, dir, "apt-get", "-q", "download", spec); err != nil {
+		return Package{}, "", err
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if len(files) != 1 {
+		return Package{}, "", fmt.Errorf("apt-get download %s left %d files instead of one", spec, len(files))
+	}
+	out, err := a.run(ctx, dir, "dpkg-deb", "--show", "--showformat=${Package}\\n${Version}\\n${Architecture}\\n", files[0])
+	if err != nil {
+		return Package{}, "", err
+	}
+	f := strings.Fields(string(out))
+	if len(f) != 3 || f[0] != name {
+		return Package{}, "", fmt.Errorf("%s says that it is %q", filepath.Base(files[0]), f)
+	}
+	sum, _, err := hashFile(files[0])
+	if err != nil {
+		return Package{}, "", err
+	}
+	p := Package{Name: f[0], Version: f[1], Arch: f[2], SHA256: sum}
+	store := filepath.Join(a.root, "debs")
+	if err := os.MkdirAll(store, 0o755); err != nil {
+		return Package{}, "", err
+	}
+	path := filepath.Join(store, sum+".deb")
+	return p, path, os.Rename(files[0], path)
+}
+
+// lock is what Fetch leaves: the exact packages of an architecture's images.
+type lock struct {
+	Packages []Package `json:"packages"` // kernel first, then by name
+}
+
+func readLock(path string) (*lock, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	l := new(lock)
+	if err := json.Unmarshal(b, l); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func lastLines(b []byte, n int) string {
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// arch is what differs between guests' CPUs when an image is built.
+type arch struct {
+	name    string   // Debian's name
+	kernel  string   // Debian's meta package of the newest kernel
+	modules []string // to be loaded, without their dependencies
+	libdir  string   // multiarch directory of the shared libraries
+	// unpack turns Debian's vmlinuz into the file that QEMU loads. nil keeps it.
+	unpack func(vmlinuz []byte) ([]byte, error)
+}
+
+// arches are the CPUs that this package can build for.
+var arches = []arch{
+	{
+		name:    "amd64",
+		kernel:  "linux-image-amd64",
+		modules: []string{"virtio_pci", "virtio_console", "virtio_net", "overlay", "pvpanic-pci"},
+		libdir:  "x86_64-linux-gnu",
+		unpack:  unpackBzImage,
+	},
+}
+
+// Arches lists the architectures that can be built, by Debian's names.
+func Arches() []string {
+	var out []string
+	for _, a := range arches {
+		out = append(out, a.name)
+	}
+	return out
+}
+
+func lookup(name string) (arch, error) {
+	i := slices.IndexFunc(arches, func(a arch) bool { return a.name == name })
+	if i < 0 {
+		return arch{}, fmt.Errorf("no guest for architecture %q (there are: %s)", name, strings.Join(Arches(), ", "))
+	}
+	return arches[i], nil
+}
+
+// rootPackages are what the sample's root file system is made of: what
+// dynamically linked Debian programs commonly need, the files that every
+// Debian has, and busybox for the commands.
+var rootPackages = []string{
+	"base-files", "netbase", "busybox-static",
+	"libc6", "libgcc-s1", "libpcre2-8-0", "libselinux1", "libssl3", "libstdc++6", "zlib1g",
+}

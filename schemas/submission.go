@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package schemas
+
+import "time"
+
+// A Sample is the bytes under analysis and what they seem to be.
+type Sample struct {
+	SHA256 Digest     `json:"sha256"`
+	Name   string     `json:"name"` // as its submitter called it; untrusted text
+	Size   int64      `json:"size"` // bytes
+	Type   SampleType `json:"type"`
+}
+
+// SampleType is what a sample's first bytes say, before anything has run.
+type SampleType struct {
+	Format      string `json:"format"`                // elf, script or unknown
+	Arch        string `json:"arch,omitempty"`        // guest that it needs, by Debian's name: amd64, …
+	Description string `json:"description"`           // for people: ELF 64-bit LSB pie executable, x86-64
+	Interpreter string `json:"interpreter,omitempty"` // of a script: what follows #!
+	Unsupported string `json:"unsupported,omitempty"` // why no guest can run it; empty if one can
+	Class       int    `json:"class,omitempty"`       // of an ELF file: 32 or 64
+	Endianness  string `json:"endianness,omitempty"`  // of an ELF file: little or big
+	Machine     string `json:"machine,omitempty"`     // of an ELF file: EM_X86_64, …
+	ObjectType  string `json:"object_type,omitempty"` // of an ELF file: exec, dyn, rel, core
+}
+
+// Options are what a submitter may choose.
+type Options struct {
+	Runtime   Duration          `json:"runtime"`            // how long the sample may run
+	Command   []string          `json:"command,omitempty"`  // argv; {sample} stands for the sample's path. Empty: the sample itself
+	Args      []string          `json:"args,omitempty"`     // appended to the command
+	Env       map[string]string `json:"env,omitempty"`      // added to the guest's usual environment
+	User      string            `json:"user,omitempty"`     // whom the sample runs as; empty: root
+	Cold      bool              `json:"cold,omitempty"`     // boot instead of restoring a snapshot
+	Retries   int               `json:"retries,omitempty"`  // new analyses if the sandbox fails
+	Priority  string            `json:"priority,omitempty"` // low, normal or high
+	MaxSample int64             `json:"max_sample,omitempty"`
+	Untraced  bool              `json:"untraced,omitempty"` // run without the tracer; a gap in the coverage
+}
+
+// A Submission is what a user asked for: the body of a job.
+type Submission struct {
+	ID        string    `json:"id"` // also the id of its first analysis
+	Tenant    string    `json:"tenant"`
+	Profile   string    `json:"profile"` // which sandboxes may take it: the guest's architecture
+	Sample    Sample    `json:"sample"`
+	Protocol  string    `json:"protocol"`        // YAML text
+	Hooks     string    `json:"hooks,omitempty"` // YAML text; empty: the hooks that sandboxd has
+	Options   Options   `json:"options"`
+	Expected  []string  `json:"expected_analyzers"` // who must answer for the coverage to be whole
+	Submitted time.Time `json:"submitted"`
+}
+
+// EventType implements [Typed].
+func (Submission) EventType() string { return "petri.job.submission.v1" }
