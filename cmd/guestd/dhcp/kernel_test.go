@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package dhcp_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/cmd/guestd/dhcp"
+	"github.com/petri-sandbox/petri/sandboxd/internet"
+)
+
+// TestConfigure does what guestd does, with a real kernel and sandboxd's
+// switch: in a network namespace of its own, whose only cable is a TAP device
+// that the switch is on. It needs root and /dev/net/tun and is skipped without;
+// the VM tests do the same in a guest.
+func TestConfigure(t *testing.T) {
+	// Never unlocked: the thread ends with the test, and the namespace with it.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skipf("SKIPPED, NOTHING WAS TESTED: a network namespace needs root: %v", err)
+	}
+	tap, err := openTAP("eth0")
+	if err != nil {
+		t.Skipf("SKIPPED, NOTHING WAS TESTED: a TAP device needs /dev/net/tun: %v", err)
+	}
+	n, err := internet.New(internet.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- n.Run(ctx, &tapLink{File: tap}) }()
+	defer func() {
+		cancel()
+		if err := <-ran; !errors.Is(err, context.Canceled) {
+			t.Errorf("run: %v", err)
+		}
+		// Two leases, ARP and a ping, and nothing that the kernel adds.
+		if s := n.Stats(); s.Answered != 6 || s.In != 6 {
+			t.Errorf("stats %+v", s)
+		}
+	}()
+
+	limited, stop := context.WithTimeout(ctx, 10*time.Second)
+	defer stop()
+	start := time.Now()
+	for _, hw := range []string{"52:54:00:01:02:03", "52:54:00:01:02:04"} { // and again, from up
+		lease, err := dhcp.Configure(limited, "eth0", hw)
+		if err != nil || !reflect.DeepEqual(lease, wantLease) {
+			t.Fatalf("lease %+v, %v", lease, err)
+		}
+		t.Logf("configured after %s", time.Since(start))
+		iface, err := net.InterfaceByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs, err := iface.Addrs()
+		if err != nil || len(addrs) != 1 || addrs[0].String() != "10.0.2.15/24" {
+			t.Errorf("addresses %v, %v", addrs, err)
+		}
+		if iface.HardwareAddr.String() != hw || iface.Flags&(net.FlagUp|net.FlagRunning) != net.FlagUp|net.FlagRunning {
+			t.Errorf("interface %+v", iface)
+		}
+	}
+	lo, err := net.InterfaceByName("lo")
+	if err != nil || lo.Flags&net.FlagUp == 0 {
+		t.Errorf("loopback %+v, %v", lo, err)
+	}
+	routes, err := os.ReadFile("/proc/thread-self/net/route")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"eth0 00000000 0202000A 0003", "eth0 0002000A 00000000 0001"}; !slices.Equal(fields(string(routes)), want) {
+		t.Errorf("routes %q, want %q", fields(string(routes)), want)
+	}
+	if off, err := os.ReadFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6"); err == nil && string(off) != "1\n" {
+		t.Errorf("disable_ipv6 is %q", off)
+	}
+	ping(t)
+
+	if _, err := dhcp.Configure(limited, "eth7", "52:54:00:01:02:03"); err == nil || !strings.Contains(err.Error(), "eth7") {
+		t.Errorf("missing interface: %v", err)
+	}
+	for _, hw := range []string{"", "ff:ff:ff:ff:ff:ff"} {
+		if _, err := dhcp.Configure(limited, "eth0", hw); err == nil {
+			t.Errorf("address %q: no error", hw)
+		}
+	}
+}
+
+// ping asks the gateway for an echo, for which the kernel first needs ARP.
+func ping(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		t.Fatal(err)
+	}
+	request := []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0} // with its checksum
+	if err := unix.Sendto(fd, request, 0, &unix.SockaddrInet4{Addr: [4]byte{10, 0, 2, 2}}); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	n, err := unix.Read(fd, b)
+	if err != nil || n != 28 || string(b[20:n]) != "\x00\x00\xff\xff\x00\x00\x00\x00" {
+		t.Errorf("answer to the ping: % x, %v", b[:max(n, 0)], err)
+	}
+}
+
+// fields are the routes' interface, destination, gateway and flags.
+func fields(table string) (out []string) {
+	for _, line := range strings.Split(strings.TrimSpace(table), "\n")[1:] {
+		out = append(out, strings.Join(strings.Fields(line)[:4], " "))
+	}
+	return out
+}
+
+func openTAP(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, err
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "tap"), nil
+}
+
+// A tapLink speaks QEMU's framing for a TAP device, which gives a frame each
+// read and takes one each write.
+type tapLink struct {
+	*os.File
+	rest []byte
+}
+
+func (l *tapLink) Read(p []byte) (int, error) {
+	if len(l.rest) == 0 {
+		frame := make([]byte, 4+internet.MaxFrame)
+		n, err := l.File.Read(frame[4:])
+		if err != nil {
+			return 0, err
+		}
+		binary.BigEndian.PutUint32(frame, uint32(n))
+		l.rest = frame[:4+n]
+	}
+	n := copy(p, l.rest)
+	l.rest = l.rest[n:]
+	return n, nil
+}
+
+func (l *tapLink) Write(p []byte) (int, error) {
+	if _, err := l.File.Write(p[4:]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+var _ io.ReadWriteCloser = (*tapLink)(nil)
