@@ -7,32 +7,110 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime"
+	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/petri-sandbox/petri/sandboxd/guest"
+	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
+	"github.com/petri-sandbox/petri/schemas"
 )
 
-func serve(ctx context.Context, p *port) error {
+// agent answers the host.
+type agent struct {
+	box    *container
+	conn   *wire.Conn
+	tracer schemas.Tracer
+
+	mu  sync.Mutex
+	own map[string]schemas.Digest // files in the container that we wrote
+	ran bool
+}
+
+func (a *agent) loadTracer() {
+	a.tracer = schemas.Tracer{Backend: "none", Error: "this agent has no tracer"}
+}
+
+// remember notes that path holds b because we wrote it.
+func (a *agent) remember(path string, b []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.own == nil {
+		a.own = map[string]schemas.Digest{}
+	}
+	a.own[path] = schemas.Sum(b)
+}
+
+// serve announces the guest and answers until the link ends.
+func (a *agent) serve(ctx context.Context, p *port) error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return err
 	}
-	conn := wire.NewConn(p, wire.Handler{Request: request})
-	go conn.Notify("hello", map[string]any{
-		"version": wire.Version, "arch": runtime.GOARCH, "kernel": unix.ByteSliceToString(uts.Release[:]),
-	})
-	return conn.Run(ctx)
+	if _, err := p.Write([]byte(guest.Preamble)); err != nil {
+		return err
+	}
+	a.conn = wire.NewConn(p, wire.Handler{Request: a.request})
+	hello := guest.Hello{
+		Version: wire.Version, Arch: runtime.GOARCH,
+		Kernel: unix.ByteSliceToString(uts.Release[:]), Tracer: a.tracer,
+	}
+	go func() { _ = a.conn.Notify(guest.EventHello, hello) }()
+	return a.conn.Run(ctx)
 }
 
-func request(_ context.Context, name string, _ json.RawMessage) (any, error) {
+// fault tells the host about trouble that costs coverage.
+func (a *agent) fault(format string, args ...any) {
+	_ = a.conn.Notify(guest.EventFault, guest.Fault{Text: fmt.Sprintf(format, args...)})
+}
+
+func (a *agent) request(ctx context.Context, name string, params json.RawMessage) (any, error) {
 	switch name {
-	case "ping":
+	case guest.ReqPing:
 		return nil, nil
-	case "poweroff":
+	case guest.ReqAssign:
+		return answer(params, func(p guest.Assign) (any, error) { return nil, a.take(p.Identity) })
+	case guest.ReqNetwork:
+		return a.network(ctx)
+	case guest.ReqRun:
+		return answer(params, a.run)
+	case guest.ReqExec:
+		return answer(params, func(p machine.Exec) (any, error) { return a.exec(ctx, p) })
+	case guest.ReqCollect:
+		return answer(params, a.collect)
+	case guest.ReqFlush:
+		return nil, nil
+	case guest.ReqPoweroff:
+		unix.Sync()
 		return nil, unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
-	return nil, fmt.Errorf("no request %q", name)
+	return nil, fmt.Errorf("guestd knows no request %q", name)
+}
+
+// answer decodes a request's parameters and calls f with them.
+func answer[P any](params json.RawMessage, f func(P) (any, error)) (any, error) {
+	var p P
+	if err := json.Unmarshal(params, &p); err != nil {
+		return nil, fmt.Errorf("read parameters: %w", err)
+	}
+	out, err := f(p)
+	return out, withErrno(err)
+}
+
+// withErrno lets the host see which system call error is behind err.
+func withErrno(err error) error {
+	var errno syscall.Errno
+	if err != nil && errors.As(err, &errno) {
+		return &wire.Error{Text: err.Error(), Errno: unix.ErrnoName(errno)}
+	}
+	return err
+}
+
+func (a *agent) network(ctx context.Context) (any, error) {
+	return nil, errors.New("no network yet")
 }

@@ -14,25 +14,89 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// moduleDir is where the image builder puts the kernel modules, numbered in
-// loading order (package image, Modules).
-const moduleDir = "/modules"
+// Where things lie in guestd's own file system. The image builder knows the
+// first two (package image, Rom and Modules). The names of the others show in
+// the sample's mount table; they are those of an OpenWrt device.
+const (
+	romDir     = "/rom"
+	moduleDir  = "/modules"
+	overlayDir = "/overlay"
+	cgroupDir  = "/cgroup"
+)
 
-// prepareKernel mounts guestd's own view of the kernel and loads the modules.
+// overlayOptions bound what a sample can write: the guest's RAM holds it.
+const overlayOptions = "mode=0755,size=128m,nr_inodes=120000"
+
+// prepareKernel loads the modules, mounts guestd's own view of the kernel, and
+// moves guestd off the initramfs, which nobody can pivot away from.
 func prepareKernel() error {
-	mounts := []struct{ source, target, fstype string }{
-		{"proc", "/proc", "proc"},
-		{"sysfs", "/sys", "sysfs"},
-		{"devtmpfs", "/dev", "devtmpfs"},
+	if err := mountAll([]mountSpec{
+		{"proc", "/proc", "proc", unix.MS_NOSUID, ""},
+		{"sysfs", "/sys", "sysfs", unix.MS_NOSUID, ""},
+		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, ""},
+	}); err != nil {
+		return err
 	}
-	for _, m := range mounts {
+	if err := loadModules(); err != nil {
+		return err
+	}
+	const base = "/base"
+	if err := mountAll([]mountSpec{
+		{"tmpfs", base, "tmpfs", 0, "mode=0755"},
+		{romDir, base + romDir, "", unix.MS_BIND, ""},
+		{"tmpfs", base + overlayDir, "tmpfs", 0, overlayOptions},
+		{"cgroup2", base + cgroupDir, "cgroup2", 0, ""},
+	}); err != nil {
+		return err
+	}
+	for _, d := range []string{"/proc", "/sys", "/dev"} {
+		if err := os.MkdirAll(base+d, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(d, base+d, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s: %w", d, err)
+		}
+	}
+	if err := os.Chdir(base); err != nil {
+		return err
+	}
+	if err := unix.Mount(base, "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	for _, d := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(overlayDir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	// The agent outlives whatever the sample does to memory.
+	return os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+}
+
+type mountSpec struct {
+	source, target, fstype string
+	flags                  uintptr
+	data                   string
+}
+
+func mountAll(specs []mountSpec) error {
+	for _, m := range specs {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(m.source, m.target, m.fstype, unix.MS_NOSUID, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
+	return nil
+}
+
+func loadModules() error {
 	files, err := filepath.Glob(moduleDir + "/*.ko")
 	if err != nil {
 		return err

@@ -7,35 +7,46 @@
 //
 // It owns the machine's set-up, the sample's container, its run, its console
 // and what is collected afterwards, and answers sandboxd over one virtio-serial
-// port (package wire). It decides nothing about an analysis and keeps nothing:
-// whatever it sees leaves the guest at once, because the sample may own the
-// kernel a moment later.
+// port (packages wire and guest). It decides nothing about an analysis and
+// keeps nothing: whatever it sees leaves the guest at once, because the sample
+// may own the kernel a moment later.
 package main
 
 import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 func main() {
-	if os.Getpid() != 1 {
+	switch {
+	case os.Args[0] == stageName:
+		// Only returns if it could not become the container's init.
+		fmt.Fprintln(os.Stderr, "guestd:", stage())
+		os.Exit(1)
+	case os.Getpid() != 1:
 		fmt.Fprintln(os.Stderr, "guestd is the init of a Petri guest and runs nowhere else")
 		os.Exit(2)
 	}
-	if err := boot(); err != nil {
+	if err := boot(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "guestd:", err)
 	}
-	// The host reads the console's last lines and the power-off as one fact:
-	// the guest did not come up.
+	// The host takes the console's last lines and the power-off together: the
+	// guest did not come up. The pause lets the lines out.
 	time.Sleep(100 * time.Millisecond)
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-func boot() error {
+// memoryLimit keeps the agent's heap small beside the sample's; the guest has
+// little memory and the sample's cgroup gets what is left.
+const memoryLimit = 48 << 20
+
+func boot(ctx context.Context) error {
+	debug.SetMemoryLimit(memoryLimit)
 	if err := prepareKernel(); err != nil {
 		return err
 	}
@@ -43,5 +54,11 @@ func boot() error {
 	if err != nil {
 		return err
 	}
-	return serve(context.Background(), port)
+	box, err := newContainer()
+	if err != nil {
+		return fmt.Errorf("make the sample's container: %w", err)
+	}
+	a := &agent{box: box}
+	a.loadTracer()
+	return a.serve(ctx, port)
 }

@@ -36,9 +36,11 @@ func (b *Builder) log(format string, args ...any) {
 	}
 }
 
-func (b *Builder) archDir(name string) string  { return filepath.Join(b.Cache, "guests", name) }
-func (b *Builder) aptDir(name string) string   { return filepath.Join(b.Cache, "apt", name) }
-func (b *Builder) lockPath(name string) string { return filepath.Join(b.archDir(name), "packages.json") }
+func (b *Builder) archDir(name string) string { return filepath.Join(b.Cache, "guests", name) }
+func (b *Builder) aptDir(name string) string  { return filepath.Join(b.Cache, "apt", name) }
+func (b *Builder) lockPath(name string) string {
+	return filepath.Join(b.archDir(name), "packages.json")
+}
 
 // Build fetches what is missing and assembles. With refresh it asks apt again
 // for the newest packages even if it has some.

@@ -21,6 +21,7 @@ type entry struct {
 	mode os.FileMode
 	data []byte // regular files
 	link string // target of a symbolic link
+	dev  [2]int // major and minor of a character device
 }
 
 // maxDebFile bounds one file of a package.

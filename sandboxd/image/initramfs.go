@@ -36,7 +36,7 @@ func writeCpio(w io.Writer, entries []entry) error {
 	for _, p := range paths {
 		cw.add(byPath[p])
 	}
-	cw.record("TRAILER!!!", 0, 1, nil)
+	cw.record("TRAILER!!!", 0, 1, [2]int{}, nil)
 	return cw.err
 }
 
@@ -63,14 +63,16 @@ func (c *cpioWriter) add(e entry) {
 		mode, nlink, data = mode|0o040000, 2, nil
 	case e.mode&os.ModeSymlink != 0:
 		mode, data = 0o120777, []byte(e.link)
+	case e.mode&os.ModeCharDevice != 0:
+		mode, data = mode|0o020000, nil
 	default:
 		mode |= 0o100000
 	}
 	c.ino++
-	c.record(e.path[1:], mode, nlink, data)
+	c.record(e.path[1:], mode, nlink, e.dev, data)
 }
 
-func (c *cpioWriter) record(name string, mode uint32, nlink int, data []byte) {
+func (c *cpioWriter) record(name string, mode uint32, nlink int, dev [2]int, data []byte) {
 	ino := c.ino
 	if mode == 0 {
 		ino = 0
@@ -78,7 +80,7 @@ func (c *cpioWriter) record(name string, mode uint32, nlink int, data []byte) {
 	// magic ino mode uid gid nlink mtime filesize devmajor devminor
 	// rdevmajor rdevminor namesize check
 	c.write([]byte(fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X",
-		ino, mode, 0, 0, nlink, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)))
+		ino, mode, 0, 0, nlink, 0, len(data), 0, 0, dev[0], dev[1], len(name)+1, 0)))
 	c.write(append([]byte(name), 0))
 	c.pad()
 	c.write(data)

@@ -39,6 +39,8 @@ type Conn struct {
 	bulk   chan frame
 	done   chan struct{} // closed by fail
 
+	draining sync.WaitGroup // the goroutines that feed sinks
+
 	mu      sync.Mutex
 	err     error
 	nextID  uint32
@@ -59,8 +61,8 @@ func NewConn(rw io.ReadWriteCloser, h Handler) *Conn {
 // Run moves frames until ctx is done, the link ends or the other end breaks
 // the protocol, and then closes the link. It returns why; a link that the
 // other end closed between two frames gives [io.EOF]. All goroutines that the
-// Conn started have ended when Run returns, but for handlers that ignore their
-// context.
+// Conn started have ended when Run returns: handlers and sinks must return soon
+// after the link has ended.
 func (c *Conn) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -90,6 +92,7 @@ func (c *Conn) Run(ctx context.Context) error {
 	<-ctx.Done()
 	c.fail(ctx.Err())
 	wg.Wait()
+	c.draining.Wait()
 	return c.failure()
 }
 
@@ -106,7 +109,7 @@ func (c *Conn) fail(err error) {
 	c.readers = map[uint16]*reader{}
 	c.mu.Unlock()
 	c.rw.Close()
-	for _, r := range readers {
+	for _, r := range readers { // one without a sink has no goroutine to end
 		r.end(Status{Error: "the link ended: " + err.Error()})
 	}
 }

@@ -19,7 +19,7 @@ type Sink interface {
 
 // reader receives one stream. Frames wait in a queue that the credits bound.
 type reader struct {
-	sink   Sink
+	sink   Sink // nil until somebody receives the stream; guarded by Conn.mu
 	mu     sync.Mutex
 	cond   *sync.Cond
 	queue  [][]byte
@@ -27,28 +27,49 @@ type reader struct {
 	status *Status
 }
 
-// Receive takes stream id's bytes from now on, until the other end closes it
-// or the link ends. It returns at once; the sink is called from one goroutine.
-func (c *Conn) Receive(id uint16, sink Sink) error {
-	r := &reader{sink: sink}
+func newReader() *reader {
+	r := new(reader)
 	r.cond = sync.NewCond(&r.mu)
+	return r
+}
+
+// Receive takes stream id's bytes from now on, until the other end closes it
+// or the link ends. What has come before waits for it, as far as the window
+// goes. Receive returns at once; the sink is called from one goroutine.
+func (c *Conn) Receive(id uint16, sink Sink) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return c.err
 	}
-	if _, ok := c.readers[id]; ok {
+	r, err := c.reader(id)
+	if err != nil {
+		return err
+	}
+	if r.sink != nil {
 		return fmt.Errorf("stream %d is already being received", id)
 	}
-	if len(c.readers) >= maxStreams {
-		return fmt.Errorf("%w: more than %d streams at once", ErrProtocol, maxStreams)
-	}
-	c.readers[id] = r
+	r.sink = sink
+	c.draining.Add(1)
 	go c.drain(id, r)
 	return nil
 }
 
+// reader returns stream id's, making it if need be. c.mu is held.
+func (c *Conn) reader(id uint16) (*reader, error) {
+	r, ok := c.readers[id]
+	if !ok {
+		if len(c.readers) >= maxStreams {
+			return nil, fmt.Errorf("%w: more than %d streams at once", ErrProtocol, maxStreams)
+		}
+		r = newReader()
+		c.readers[id] = r
+	}
+	return r, nil
+}
+
 func (c *Conn) drain(id uint16, r *reader) {
+	defer c.draining.Done()
 	for {
 		r.mu.Lock()
 		for len(r.queue) == 0 && r.status == nil {
@@ -56,6 +77,7 @@ func (c *Conn) drain(id uint16, r *reader) {
 		}
 		if len(r.queue) == 0 {
 			r.mu.Unlock()
+			c.forget(id, r)
 			r.sink.End(*r.status)
 			return
 		}
@@ -81,22 +103,31 @@ func (r *reader) end(s Status) {
 	r.cond.Signal()
 }
 
+// forget makes room for another stream of the same number.
+func (c *Conn) forget(id uint16, r *reader) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.readers[id] == r {
+		delete(c.readers, id)
+	}
+}
+
 func (c *Conn) onData(f frame) error {
 	c.mu.Lock()
-	r := c.readers[f.stream]
+	r, err := c.reader(f.stream)
 	c.mu.Unlock()
-	if r == nil {
-		return fmt.Errorf("%w: data on stream %d, which is not open", ErrProtocol, f.stream)
+	if err != nil {
+		return err
 	}
 	r.mu.Lock()
 	r.queued += len(f.payload)
-	over := r.queued > Window
-	if !over && len(f.payload) > 0 {
+	bad := r.queued > Window || r.status != nil
+	if !bad && len(f.payload) > 0 {
 		r.queue = append(r.queue, f.payload)
 	}
 	r.mu.Unlock()
-	if over {
-		return fmt.Errorf("%w: stream %d sends more than its window", ErrProtocol, f.stream)
+	if bad {
+		return fmt.Errorf("%w: stream %d sends more than its window, or after its end", ErrProtocol, f.stream)
 	}
 	r.cond.Signal()
 	return nil
@@ -108,11 +139,10 @@ func (c *Conn) onClose(f frame) error {
 		return fmt.Errorf("%w: end of stream %d: %v", ErrProtocol, f.stream, err)
 	}
 	c.mu.Lock()
-	r := c.readers[f.stream]
-	delete(c.readers, f.stream)
+	r, err := c.reader(f.stream)
 	c.mu.Unlock()
-	if r == nil {
-		return fmt.Errorf("%w: end of stream %d, which is not open", ErrProtocol, f.stream)
+	if err != nil {
+		return err
 	}
 	r.end(s)
 	return nil
@@ -128,7 +158,8 @@ type StreamWriter struct {
 	more   chan struct{} // has room for one token: credit came
 }
 
-// Send opens stream id for writing. The other end must receive it already.
+// Send opens stream id for writing. The other end must receive it sooner or
+// later.
 func (c *Conn) Send(id uint16) (*StreamWriter, error) {
 	w := &StreamWriter{c: c, id: id, credit: Window, more: make(chan struct{}, 1)}
 	c.mu.Lock()

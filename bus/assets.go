@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Names of streams and buckets.
+const (
+	streamLog   = "LOG"
+	streamInbox = "INBOX"
+	streamJobs  = "JOBS"
+	streamDead  = "DEAD"
+
+	bucketArtifacts = "ART"
+	bucketReports   = "REP"
+	bucketUploads   = "UP-" // and the analyzer's name
+
+	kvRegistry = "REGISTRY"
+	kvLease    = "LEASE"
+	kvState    = "STATE"
+)
+
+// MaxPayload is the largest message that the server must take, in bytes: one
+// frame of an artifact, incompressible, with its overhead.
+const MaxPayload = 2 << 20
+
+// MaxEvent bounds one event of the log in bytes.
+const MaxEvent = 256 << 10
+
+// Time that things may take on the bus.
+const (
+	dupWindow    = 10 * time.Minute // within which a repeated message id is dropped
+	leaseTTL     = 60 * time.Second
+	heartbeatTTL = 15 * time.Second
+	uploadTTL    = 24 * time.Hour
+)
+
+// Limits size the assets when they are made; those that there are keep the size
+// that they have, unless it is smaller. The zero value is for one machine.
+type Limits struct {
+	Replicas int   // 1 or 3
+	Log      int64 // bytes
+	Store    int64 // bytes of artifacts
+	Jobs     int64 // waiting submissions
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Replicas == 0 {
+		l.Replicas = 1
+	}
+	if l.Log == 0 {
+		l.Log = 50 << 30
+	}
+	if l.Store == 0 {
+		l.Store = 500 << 30
+	}
+	if l.Jobs == 0 {
+		l.Jobs = 100_000
+	}
+	return l
+}
+
+// streams is the table of everything that stores messages. DiscardNew
+// everywhere: history is never dropped silently, and a full queue says so.
+func (l Limits) streams() []jetstream.StreamConfig {
+	return []jetstream.StreamConfig{
+		{
+			Name: streamLog, Description: "everything that happened, in one order",
+			Subjects: []string{logPrefix + ">"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
+			MaxBytes: l.Log, MaxMsgSize: MaxEvent, Duplicates: dupWindow,
+			AllowAtomicPublish: true, AllowDirect: true, DenyDelete: true,
+			RePublish: &jetstream.RePublish{Source: logPrefix + ">", Destination: livePrefix + logPrefix + ">"},
+		},
+		{
+			Name: streamInbox, Description: "finished tasks on their way to the clerk",
+			Subjects: []string{"in.*.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
+			MaxBytes: l.Log / 4, MaxMsgSize: MaxPayload, Duplicates: dupWindow,
+		},
+		{
+			Name: streamJobs, Description: "submissions that wait for a sandbox",
+			Subjects: []string{"job.*.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
+			MaxMsgs: l.Jobs, MaxMsgSize: MaxPayload, Duplicates: 24 * time.Hour, AllowDirect: true,
+		},
+		{
+			Name: streamDead, Description: "what could not be processed",
+			Subjects:  []string{"dead.*.*", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+			MaxBytes: 1 << 30, MaxAge: 90 * 24 * time.Hour,
+		},
+		objectStream(bucketArtifacts, "artifacts by the sha256 of their bytes", l.Store, 0),
+		objectStream(bucketReports, "reports by the sha256 of their bytes", l.Store/8, 0),
+	}
+}
+
+// objectStream is the stream behind an object bucket, as ADR-20 lays it out,
+// so that any NATS client can read it.
+// https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-20.md
+func objectStream(bucket, description string, maxBytes int64, age time.Duration) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: "OBJ_" + bucket, Description: description,
+		Subjects:  []string{"$O." + bucket + ".C.>", "$O." + bucket + ".M.>"},
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: maxBytes, MaxAge: age,
+		AllowRollup: true, AllowDirect: true,
+	}
+}
+
+func (l Limits) buckets() []jetstream.KeyValueConfig {
+	return []jetstream.KeyValueConfig{
+		{Bucket: kvRegistry, Description: "heartbeats of analyzers", TTL: heartbeatTTL},
+		{Bucket: kvLease, Description: "who runs an analysis", TTL: leaseTTL},
+		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
+	}
+}
+
+// Reconcile makes the assets what the table says. It never shrinks or removes
+// anything, and may run on every start and from several programs at once.
+func (b *Bus) Reconcile(ctx context.Context, l Limits) error {
+	l = l.withDefaults()
+	for _, cfg := range l.streams() {
+		if err := b.ensureStream(ctx, cfg, l.Replicas); err != nil {
+			return err
+		}
+	}
+	for _, cfg := range l.buckets() {
+		cfg.Replicas = l.Replicas
+		cfg.Storage = jetstream.FileStorage
+		if _, err := b.js.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
+			return fmt.Errorf("create bucket %s: %w", cfg.Bucket, err)
+		}
+	}
+	return nil
+}
+
+func (b *Bus) ensureStream(ctx context.Context, cfg jetstream.StreamConfig, replicas int) error {
+	cfg.Replicas = replicas
+	cfg.Storage = jetstream.FileStorage
+	if st, err := b.js.Stream(ctx, cfg.Name); err == nil {
+		have := st.CachedInfo().Config
+		cfg.MaxBytes = max(cfg.MaxBytes, have.MaxBytes)
+		cfg.Replicas = max(replicas, have.Replicas)
+	}
+	_, err := b.js.CreateOrUpdateStream(ctx, cfg)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another program was faster
+		_, err = b.js.UpdateStream(ctx, cfg)
+	}
+	if err != nil {
+		return fmt.Errorf("create stream %s: %w", cfg.Name, err)
+	}
+	return nil
+}

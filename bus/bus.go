@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A Bus is a connection to Petri's server. It is safe for concurrent use and
+// survives the server's restarts.
+type Bus struct {
+	nc *nats.Conn
+	js jetstream.JetStream
+
+	mu   sync.Mutex
+	lost time.Time // when the connection was lost; zero while there is one
+}
+
+// Connect connects to a server. name shows in the server's own lists.
+func Connect(ctx context.Context, a Address, name string) (*Bus, error) {
+	return connect(ctx, a, name, nil)
+}
+
+func connect(ctx context.Context, a Address, name string, in *server.Server) (*Bus, error) {
+	b := new(Bus)
+	opts := []nats.Option{
+		nats.Name("petri " + name),
+		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),
+		nats.Timeout(5 * time.Second), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
+		// A publish that finds no connection fails at once: the caller decides
+		// what to do meanwhile.
+		nats.ReconnectBufSize(-1),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { b.setLost(time.Now()) }),
+		nats.ReconnectHandler(func(*nats.Conn) { b.setLost(time.Time{}) }),
+	}
+	if a.User != "" {
+		opts = append(opts, nats.UserInfo(a.User, a.Password))
+	}
+	if in != nil {
+		opts = append(opts, nats.InProcessServer(in))
+	}
+	var err error
+	if b.nc, err = nats.Connect(a.URL, opts...); err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
+	}
+	if b.nc.MaxPayload() < MaxPayload {
+		b.nc.Close()
+		return nil, fmt.Errorf("the NATS server at %s takes messages of %d bytes; Petri needs %d (set max_payload: 4MB in its configuration)", redact(a.URL), b.nc.MaxPayload(), MaxPayload)
+	}
+	if b.js, err = jetstream.New(b.nc, jetstream.WithDefaultTimeout(10*time.Second)); err != nil {
+		b.nc.Close()
+		return nil, err
+	}
+	info, err := b.js.AccountInfo(ctx)
+	if err != nil {
+		b.nc.Close()
+		return nil, fmt.Errorf("ask the NATS server for JetStream: %w (is JetStream enabled?)", err)
+	}
+	if info.API.Level < minAPILevel {
+		b.nc.Close()
+		return nil, fmt.Errorf("the NATS server's JetStream API has level %d; Petri needs %d (nats-server 2.12 or newer)", info.API.Level, minAPILevel)
+	}
+	return b, nil
+}
+
+// minAPILevel is that of nats-server 2.12, which has atomic batches.
+const minAPILevel = 2
+
+// redact takes a password out of a URL for messages.
+func redact(url string) string {
+	if i := strings.LastIndexByte(url, '@'); i >= 0 {
+		return "nats://…@" + url[i+1:]
+	}
+	return url
+}
+
+func (b *Bus) setLost(t time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t.IsZero() || b.lost.IsZero() {
+		b.lost = t
+	}
+}
+
+// Away is how long there has been no connection; zero while there is one.
+func (b *Bus) Away() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lost.IsZero() {
+		return 0
+	}
+	return time.Since(b.lost)
+}
+
+// Close ends the connection. What was published and not yet acknowledged is
+// given up.
+func (b *Bus) Close() { b.nc.Close() }
+
+// retry calls f until it succeeds, fails for good, or ctx is done. A try takes
+// 2 s at most, so that a message lost in a leader's change is sent again.
+func retry(ctx context.Context, f func(ctx context.Context) error) error {
+	wait := 20 * time.Millisecond
+	for {
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		err := f(try)
+		cancel()
+		if err == nil || !transient(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(wait):
+			wait = min(2*wait, time.Second)
+		}
+	}
+}
+
+// transient reports whether trying again may help.
+func transient(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
+		errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrConnectionReconnecting) ||
+		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, nats.ErrDisconnected) ||
+		hasCode(err, codeTooManyRequests)
+}

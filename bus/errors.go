@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"errors"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var (
+	// ErrFenced says that somebody else has written the analysis' context
+	// meanwhile: the caller has lost it and must stop.
+	ErrFenced = errors.New("the analysis has another writer")
+	// ErrNotFound says that the log or the store has no such thing.
+	ErrNotFound = errors.New("not found")
+	// ErrCorrupt says that stored bytes do not have their digest.
+	ErrCorrupt = errors.New("stored bytes are corrupt")
+	// ErrTooLarge says that an artifact is larger than its kind may be.
+	ErrTooLarge = errors.New("artifact is too large")
+	// ErrBusy says that the queue of jobs is full.
+	ErrBusy = errors.New("the job queue is full, retry later")
+	// ErrInUse says that a data directory has a server already.
+	ErrInUse = errors.New("the data directory is in use")
+)
+
+// Error codes of nats-server (server/errors.json).
+const (
+	codeWrongLastSequence jetstream.ErrorCode = 10071
+	codeTooManyRequests   jetstream.ErrorCode = 10167
+	codeMaxMessages       jetstream.ErrorCode = 10077 // maximum messages exceeded and its kin
+)
+
+func hasCode(err error, code jetstream.ErrorCode) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == code
+}

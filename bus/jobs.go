@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Submit puts a submission into the queue. The store must have its sample. A
+// full queue gives an error that wraps [ErrBusy].
+func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
+	if err := checkTokens(s.Tenant, s.ID); err != nil {
+		return err
+	}
+	if err := schemas.CheckTenant(s.Profile); err != nil {
+		return fmt.Errorf("profile: %w", err)
+	}
+	prio := s.Options.Priority
+	if prio == "" {
+		prio = "normal"
+	}
+	if !slices.Contains(priorities, prio) {
+		return fmt.Errorf("priority %q is none of %s", prio, strings.Join(priorities, ", "))
+	}
+	e, err := schemas.NewEvent(s.Tenant, s.ID, s.ID+"/job", s.Submitted, schemas.OriginHost, s)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	err = retry(ctx, func(ctx context.Context) error {
+		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: jobSubject(s.Profile, prio), Data: body},
+			jetstream.WithMsgID("job:"+s.ID), jetstream.WithRetryAttempts(0))
+		return err
+	})
+	if hasCode(err, codeMaxMessages) {
+		return ErrBusy
+	}
+	if err != nil {
+		return fmt.Errorf("submit: %w", err)
+	}
+	return nil
+}
+
+// A Job is a submission that this sandbox has claimed. The claim lasts as long
+// as [Job.Keep] is called often enough.
+type Job struct {
+	Submission schemas.Submission
+	msg        jetstream.Msg
+}
+
+// jobAckWait is how long a claim lasts without a sign of life.
+const jobAckWait = 60 * time.Second
+
+// Keep extends the claim.
+func (j *Job) Keep() error { return j.msg.InProgress() }
+
+// Done takes the job out of the queue for good. It waits until the server has
+// said so.
+func (j *Job) Done(ctx context.Context) error {
+	return retry(ctx, func(ctx context.Context) error { return j.msg.DoubleAck(ctx) })
+}
+
+// Release gives the job back, to be claimed again after a while.
+func (j *Job) Release(after time.Duration) error { return j.msg.NakWithDelay(after) }
+
+// ReleaseToken lets a later process give the job back, if this one dies.
+func (j *Job) ReleaseToken() string { return j.msg.Reply() }
+
+// ReleaseByToken gives a dead process' job back at once.
+func (b *Bus) ReleaseByToken(token string) error {
+	if !strings.HasPrefix(token, "$JS.ACK."+streamJobs+".") {
+		return fmt.Errorf("%q is no job's token", token)
+	}
+	return b.nc.Publish(token, []byte("-NAK"))
+}
+
+// A Queue gives out the jobs of some profiles.
+type Queue struct {
+	b         *Bus
+	consumers []jetstream.Consumer // in the order of service
+}
+
+// Queue opens the queue of the profiles that a sandbox can run.
+func (b *Bus) Queue(ctx context.Context, profiles []string) (*Queue, error) {
+	q := &Queue{b: b}
+	for _, prio := range priorities {
+		for _, p := range profiles {
+			if err := schemas.CheckTenant(p); err != nil {
+				return nil, fmt.Errorf("profile: %w", err)
+			}
+			// A job that kills its sandbox comes back for ever; the number of
+			// its attempts in the log ends that, not the server's count.
+			c, err := b.js.CreateOrUpdateConsumer(ctx, streamJobs, jetstream.ConsumerConfig{
+				Durable: "sbx-" + p + "-" + prio, FilterSubject: jobSubject(p, prio),
+				AckPolicy: jetstream.AckExplicitPolicy, AckWait: jobAckWait, MaxDeliver: -1, MaxAckPending: 10_000,
+			})
+			if err != nil {
+				return nil, fmt.Errorf("open the queue %s: %w", jobSubject(p, prio), err)
+			}
+			q.consumers = append(q.consumers, c)
+		}
+	}
+	return q, nil
+}
+
+// Claim waits for the next job, the most urgent first.
+func (q *Queue) Claim(ctx context.Context) (*Job, error) {
+	for {
+		for _, c := range q.consumers {
+			batch, err := c.FetchNoWait(1)
+			if err != nil {
+				return nil, fmt.Errorf("claim a job: %w", err)
+			}
+			for m := range batch.Messages() {
+				if j := q.take(m); j != nil {
+					return j, nil
+				}
+			}
+		}
+		if err := q.idle(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// idle waits until a queue may have something. The server has no way to say
+// "one job from any of these": each queue is asked, and whatever comes is given
+// back to be claimed in the right order.
+func (q *Queue) idle(parent context.Context) error {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	woken := make(chan error, len(q.consumers))
+	for _, c := range q.consumers {
+		go func() {
+			batch, err := c.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(2*time.Second))
+			if err == nil {
+				for m := range batch.Messages() {
+					_ = m.Nak()
+				}
+				err = batch.Error()
+			}
+			woken <- err
+		}()
+	}
+	first := <-woken
+	cancel()
+	for range len(q.consumers) - 1 {
+		<-woken
+	}
+	if parent.Err() != nil {
+		return parent.Err()
+	}
+	if first != nil && !errors.Is(first, nats.ErrTimeout) && !errors.Is(first, context.DeadlineExceeded) {
+		return fmt.Errorf("wait for a job: %w", first)
+	}
+	return nil
+}
+
+// take reads a job; one that cannot be read is dead.
+func (q *Queue) take(m jetstream.Msg) *Job {
+	e, err := schemas.ParseEvent(m.Data())
+	j := &Job{msg: m}
+	if err == nil {
+		err = e.Decode(&j.Submission)
+	}
+	if err == nil {
+		err = checkTokens(j.Submission.Tenant, j.Submission.ID)
+	}
+	if err != nil {
+		q.b.bury(streamJobs, "jobs", m, err)
+		return nil
+	}
+	return j
+}
+
+// bury moves a message that nobody can use to the dead letters.
+func (b *Bus) bury(stream, consumer string, m jetstream.Msg, why error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	dead := &nats.Msg{Subject: deadSubject(stream, consumer), Data: m.Data(), Header: nats.Header{
+		"Petri-Subject": []string{m.Subject()}, "Petri-Error": []string{oneLine(why.Error())},
+	}}
+	err := retry(ctx, func(ctx context.Context) error {
+		_, err := b.js.PublishMsg(ctx, dead, jetstream.WithRetryAttempts(0))
+		return err
+	})
+	if err != nil {
+		_ = m.NakWithDelay(5 * time.Second)
+		return
+	}
+	_ = m.TermWithReason(oneLine(why.Error()))
+}
+
+// oneLine makes an error fit for a header.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, s)
+	return s[:min(len(s), 500)]
+}
+
+// A QueuedJob is a submission that nobody has claimed, or that is in work.
+type QueuedJob struct {
+	Submission schemas.Submission
+	seq        uint64
+}
+
+// Queued calls fn with the submissions in the queue, also those in work, in
+// the order in which they came.
+func (b *Bus) Queued(ctx context.Context, fn func(QueuedJob) error) error {
+	st, err := b.js.Stream(ctx, streamJobs)
+	if err != nil {
+		return err
+	}
+	for next := uint64(1); ; {
+		m, err := st.GetMsg(ctx, next, jetstream.WithGetMsgSubject("job.>"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the queue: %w", err)
+		}
+		next = m.Sequence + 1
+		e, err := schemas.ParseEvent(m.Data)
+		q := QueuedJob{seq: m.Sequence}
+		if err != nil || e.Decode(&q.Submission) != nil {
+			continue
+		}
+		if err := fn(q); err != nil {
+			if errors.Is(err, Stop) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// Unqueue takes a submission out of the queue. A sandbox that works on it
+// notices when it next keeps its claim.
+func (b *Bus) Unqueue(ctx context.Context, q QueuedJob) error {
+	st, err := b.js.Stream(ctx, streamJobs)
+	if err != nil {
+		return err
+	}
+	return st.DeleteMsg(ctx, q.seq)
+}
+
+// Keepalive calls Keep until ctx is done.
+func (j *Job) Keepalive(ctx context.Context) {
+	t := time.NewTicker(jobAckWait / 4)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			_ = j.Keep() // a lost one is made good by the next
+		}
+	}
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Lease is who runs an analysis. It lives as long as it is renewed.
+type Lease struct {
+	Worker string `json:"worker"`
+}
+
+// HoldLease says that worker runs an analysis, again and again until ctx is
+// done, and then no more.
+func (b *Bus) HoldLease(ctx context.Context, analysis, worker string) {
+	body, _ := json.Marshal(Lease{Worker: worker})
+	t := time.NewTicker(leaseTTL / 4)
+	defer t.Stop()
+	for {
+		if kv, err := b.js.KeyValue(ctx, kvLease); err == nil {
+			_, _ = kv.Put(ctx, analysis, body) // a lost one is made good by the next
+		}
+		select {
+		case <-ctx.Done():
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			defer cancel()
+			if kv, err := b.js.KeyValue(end, kvLease); err == nil {
+				_ = kv.Purge(end, analysis)
+			}
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// Leased returns who runs an analysis, or an error that wraps [ErrNotFound].
+func (b *Bus) Leased(ctx context.Context, analysis string) (Lease, error) {
+	kv, err := b.js.KeyValue(ctx, kvLease)
+	if err != nil {
+		return Lease{}, err
+	}
+	e, err := kv.Get(ctx, analysis)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Lease{}, fmt.Errorf("lease of %s: %w", analysis, ErrNotFound)
+	}
+	if err != nil {
+		return Lease{}, err
+	}
+	var l Lease
+	return l, json.Unmarshal(e.Value(), &l)
+}
+
+// OnCancel calls fn when somebody asks for the end of an analysis, until the
+// returned function is called. fn's answer goes back to the asker.
+func (b *Bus) OnCancel(tenant, analysis string, fn func(by string)) (stop func(), err error) {
+	sub, err := b.nc.Subscribe(cancelSubject(tenant, analysis), func(m *nats.Msg) {
+		fn(clipString(oneLine(string(m.Data)), 128))
+		_ = m.Respond([]byte("ok"))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = sub.Unsubscribe() }, nil
+}
+
+// Cancel ends an analysis: whoever runs it is asked to stop; one that nobody
+// runs yet is taken out of the queue and ended here. It returns when the
+// request has been taken, which can be before the ending is in the log.
+func (b *Bus) Cancel(ctx context.Context, tenant, analysis, by string) error {
+	if err := checkTokens(tenant, analysis); err != nil {
+		return err
+	}
+	for try := 0; ; try++ {
+		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := b.nc.RequestWithContext(ask, cancelSubject(tenant, analysis), []byte(by))
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("cancel %s: %w", analysis, err)
+		}
+		done, err := b.cancelQueued(ctx, tenant, analysis, by)
+		if done || err != nil || try == 3 {
+			return err
+		}
+		// A sandbox took the job between the two questions.
+	}
+}
+
+// cancelQueued ends an analysis that has no runner.
+func (b *Bus) cancelQueued(ctx context.Context, tenant, analysis, by string) (done bool, err error) {
+	entries, err := b.Context(ctx, tenant, analysis)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		if schemas.Ending(e.Event.Name()) {
+			return false, fmt.Errorf("analysis %s has ended already (%s)", analysis, e.Event.Name())
+		}
+	}
+	var job *QueuedJob
+	err = b.Queued(ctx, func(q QueuedJob) error {
+		if q.Submission.ID == analysis && q.Submission.Tenant == tenant {
+			job = &q
+			return Stop
+		}
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	if len(entries) > 0 {
+		// It was running, and whoever ran it does not answer.
+		_, err := b.End(ctx, tenant, analysis, schemas.AnalysisCancelled{By: by})
+		return err == nil, err
+	}
+	if job == nil {
+		return false, fmt.Errorf("analysis %s: %w", analysis, ErrNotFound)
+	}
+	w, err := b.OpenContext(ctx, tenant, analysis)
+	if err != nil || w.Count() > 0 {
+		return false, err
+	}
+	e, err := schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost,
+		schemas.AnalysisSubmitted{Submission: job.Submission, Attempt: 1})
+	if err != nil {
+		return false, err
+	}
+	if err := w.Write(ctx, e); err != nil {
+		if errors.Is(err, ErrFenced) {
+			return false, nil
+		}
+		return false, err
+	}
+	if e, err = schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost, schemas.AnalysisCancelled{By: by}); err != nil {
+		return false, err
+	}
+	if err := w.Write(ctx, e); err != nil {
+		return false, err
+	}
+	return true, b.Unqueue(ctx, *job)
+}

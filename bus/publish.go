@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// publish stores one event under a subject of the log and returns its
+// sequence. A repetition within the dup window is stored once.
+func (b *Bus) publish(ctx context.Context, subject string, e schemas.Event, opts ...jetstream.PublishOpt) (uint64, error) {
+	body, err := json.Marshal(e)
+	if err != nil {
+		return 0, fmt.Errorf("encode event %s: %w", e.ID, err)
+	}
+	if len(body) > MaxEvent-4<<10 {
+		return 0, fmt.Errorf("event %s has %d bytes, more than %d", e.ID, len(body), MaxEvent-4<<10)
+	}
+	var seq uint64
+	err = retry(ctx, func(ctx context.Context) error {
+		ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
+			append([]jetstream.PublishOpt{jetstream.WithMsgID(e.ID), jetstream.WithRetryAttempts(0)}, opts...)...)
+		if err != nil {
+			return err
+		}
+		seq = ack.Sequence
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("publish %s: %w", e.ID, err)
+	}
+	return seq, nil
+}
+
+// A ContextWriter writes an analysis' context events, and is the only one that
+// does: each event is stored only if the one before it was this writer's. It
+// is for one goroutine at a time.
+type ContextWriter struct {
+	b                *Bus
+	tenant, analysis string
+	last             uint64 // sequence of the last context event
+	n                int    // how many there are
+}
+
+// OpenContext returns the writer of an analysis, which goes on after what the
+// log holds. Whoever had one before finds itself fenced.
+func (b *Bus) OpenContext(ctx context.Context, tenant, analysis string) (*ContextWriter, error) {
+	w, _, err := b.openContext(ctx, tenant, analysis)
+	return w, err
+}
+
+// openContext also returns the context events that there are.
+func (b *Bus) openContext(ctx context.Context, tenant, analysis string) (*ContextWriter, []Entry, error) {
+	if err := checkTokens(tenant, analysis); err != nil {
+		return nil, nil, err
+	}
+	w := &ContextWriter{b: b, tenant: tenant, analysis: analysis}
+	var entries []Entry
+	err := b.read(ctx, []string{contextSubject(tenant, analysis, ">")}, 0, func(e Entry) error {
+		w.last = e.Seq
+		w.n++
+		entries = append(entries, e)
+		return nil
+	})
+	return w, entries, err
+}
+
+// Count is how many context events the analysis has.
+func (w *ContextWriter) Count() int { return w.n }
+
+// NextID is the id of the next event.
+func (w *ContextWriter) NextID() string { return w.analysis + "/context/" + strconv.Itoa(w.n) }
+
+// Write stores an event and returns when the log has acknowledged it. e.ID must
+// be [ContextWriter.NextID]. An error that wraps [ErrFenced] says that the
+// analysis has another writer.
+func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
+	all := contextSubject(w.tenant, w.analysis, ">")
+	seq, err := w.b.publish(ctx, contextSubject(w.tenant, w.analysis, e.Name()), e,
+		jetstream.WithExpectLastSequenceForSubject(w.last, all))
+	if hasCode(err, codeWrongLastSequence) {
+		// The acknowledgement of an earlier try may have been lost.
+		var mine bool
+		if seq, mine, err = w.b.isLast(ctx, all, e); err == nil && !mine {
+			err = fmt.Errorf("publish %s: %w", e.ID, ErrFenced)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	w.last = seq
+	w.n++
+	return nil
+}
+
+// isLast reports whether the last message of a subject is that event. Its id
+// does not tell: two writers count alike.
+func (b *Bus) isLast(ctx context.Context, subject string, e schemas.Event) (seq uint64, is bool, err error) {
+	m, err := b.lastMsg(ctx, subject)
+	if errors.Is(err, ErrNotFound) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	body, err := json.Marshal(e)
+	return m.Sequence, bytes.Equal(m.Data, body), err
+}
+
+// lastMsg reads the last message of a subject, which may hold wildcards.
+func (b *Bus) lastMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
+	var m *jetstream.RawStreamMsg
+	err := retry(ctx, func(ctx context.Context) error {
+		s, err := b.js.Stream(ctx, streamLog)
+		if err != nil {
+			return err
+		}
+		m, err = s.GetLastMsgForSubject(ctx, subject)
+		return err
+	})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, fmt.Errorf("%s: %w", subject, ErrNotFound)
+	}
+	return m, err
+}
+
+// PublishArtifact announces an artifact whose bytes the store has.
+func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.Artifact) error {
+	_, err := b.publish(ctx, artifactSubject(e.Tenant, e.Analysis, a), e)
+	return err
+}
+
+// PublishSegment publishes a segment of a source.
+func (b *Bus) PublishSegment(ctx context.Context, e schemas.Event, s *schemas.Segment) error {
+	_, err := b.publish(ctx, segmentSubject(e.Tenant, e.Analysis, s.Source, s.N), e)
+	return err
+}
+
+// PublishReport announces a report. A newer one of the same format replaces it
+// in the readers' eyes, not in the log.
+func (b *Bus) PublishReport(ctx context.Context, e schemas.Event, format string) error {
+	_, err := b.publish(ctx, reportSubject(e.Tenant, e.Analysis, format), e)
+	return err
+}
+
+// PublishBehavior shows a live behaviour event to whoever watches. It is not
+// stored, and nobody learns whether it arrived.
+func (b *Bus) PublishBehavior(tenant, analysis string, bh *schemas.Behavior, e schemas.Event) error {
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	return b.nc.Publish(BehaviorSubject(tenant, analysis, bh), body)
+}

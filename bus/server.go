@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/sys/unix"
+)
+
+// Address is how to reach a server: what the file nats.json of a data
+// directory holds, readable by its owner only.
+type Address struct {
+	URL      string `json:"url"`
+	User     string `json:"user,omitempty"`
+	Password string `json:"password,omitempty"`
+	PID      int    `json:"pid,omitempty"`
+}
+
+// ServerOptions are for [StartServer]. The zero value listens on a free port of
+// 127.0.0.1.
+type ServerOptions struct {
+	Listen string // host:port; the host must be a loopback address
+	Log    *slog.Logger
+}
+
+// A Server is an embedded nats-server with its data in one directory. Every
+// write is on the disk before it is acknowledged.
+type Server struct {
+	ns   *server.Server
+	lock *os.File
+	dir  string
+	addr Address
+}
+
+func addressFile(dir string) string { return filepath.Join(dir, "nats.json") }
+
+// ReadAddress reads the address of the server that runs on a data directory.
+// That the file is there does not say that the server still runs.
+func ReadAddress(dir string) (Address, error) {
+	b, err := os.ReadFile(addressFile(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Address{}, fmt.Errorf("no server runs on %s: %w", dir, ErrNotFound)
+	}
+	if err != nil {
+		return Address{}, err
+	}
+	var a Address
+	if err := json.Unmarshal(b, &a); err != nil {
+		return Address{}, fmt.Errorf("read %s: %w", addressFile(dir), err)
+	}
+	return a, nil
+}
+
+// StartServer starts a server on a data directory, which it creates. If one
+// runs there already the error wraps [ErrInUse].
+func StartServer(dir string, o ServerOptions) (*Server, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w (choose another: --data DIR)", err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s, err := startServer(dir, o)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	s.lock = lock
+	return s, nil
+}
+
+// lockDir keeps a second server off the directory; nats-server itself would
+// start and corrupt it.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w (choose another: --data DIR)", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s", ErrInUse, dir)
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+func startServer(dir string, o ServerOptions) (*Server, error) {
+	host, port := "127.0.0.1", server.RANDOM_PORT
+	if o.Listen != "" {
+		var err error
+		if host, port, err = parseListen(o.Listen); err != nil {
+			return nil, err
+		}
+	}
+	password := rand.Text() + rand.Text()
+	opts := &server.Options{
+		ServerName: "petri", Host: host, Port: port,
+		NoSigs: true, NoLog: o.Log == nil, DisableJetStreamBanner: true,
+		MaxPayload: MaxPayload + 64<<10, // and headers
+		JetStream:  true, StoreDir: dir, SyncAlways: true,
+		// Each stream has its own bound; a common one would only count what
+		// they reserve.
+		JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 256 << 20,
+		Users: []*server.User{{Username: "petri", Password: password}},
+		// JetStream's data lies in dir/jetstream.
+	}
+	ns, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("set up the NATS server: %w", err)
+	}
+	if o.Log != nil {
+		ns.SetLoggerV2(serverLog{o.Log}, false, false, false)
+	}
+	ns.Start()
+	if !ns.ReadyForConnections(30 * time.Second) {
+		ns.Shutdown()
+		if o.Listen != "" {
+			return nil, fmt.Errorf("the NATS server did not start on %s: is the port taken? (choose another: --listen 127.0.0.1:PORT, or leave it out for a free one)", o.Listen)
+		}
+		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
+	}
+	s := &Server{ns: ns, dir: dir, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()}}
+	if err := s.writeAddress(); err != nil {
+		s.stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Limits sizes the assets of a new data directory by the disk that it lies on.
+func (s *Server) Limits() Limits {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return Limits{}
+	}
+	free := int64(st.Bavail) * st.Bsize
+	return Limits{Log: max(1<<30, free/5), Store: max(1<<30, free*3/5)}
+}
+
+func parseListen(s string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(s)
+	if err == nil {
+		port, err = strconv.Atoi(p)
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("--listen %q is not HOST:PORT (for example 127.0.0.1:4222)", s)
+	}
+	ip := net.ParseIP(host)
+	if ip == nil || !ip.IsLoopback() {
+		return "", 0, fmt.Errorf("--listen %q is not on a loopback address: the embedded server serves this machine only (for others run a NATS server of your own: --nats URL)", s)
+	}
+	return host, port, nil
+}
+
+func (s *Server) writeAddress() error {
+	b, err := json.Marshal(s.addr)
+	if err != nil {
+		return err
+	}
+	tmp := addressFile(s.dir) + ".tmp"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write the server's address: %w", err)
+	}
+	return os.Rename(tmp, addressFile(s.dir))
+}
+
+// Address is how clients reach the server.
+func (s *Server) Address() Address { return s.addr }
+
+// Connect connects in the same process, without a socket.
+func (s *Server) Connect(ctx context.Context, name string) (*Bus, error) {
+	return connect(ctx, s.addr, name, s.ns)
+}
+
+// SyncAssets makes the definitions of new streams and consumers durable, which
+// nats-server leaves to the file system.
+func (s *Server) SyncAssets() error {
+	f, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+}
+
+// Close stops the server and gives the directory free.
+func (s *Server) Close() {
+	_ = os.Remove(addressFile(s.dir))
+	s.stop()
+	s.lock.Close()
+}
+
+func (s *Server) stop() {
+	s.ns.Shutdown()
+	s.ns.WaitForShutdown()
+}
+
+// serverLog passes nats-server's lines to slog. Its notices are of no interest
+// to the users of an embedded server.
+type serverLog struct{ l *slog.Logger }
+
+func (s serverLog) Noticef(f string, v ...any) {
+	s.l.Debug("nats server", "text", fmt.Sprintf(f, v...))
+}
+func (s serverLog) Warnf(f string, v ...any)  { s.l.Debug("nats server", "text", fmt.Sprintf(f, v...)) }
+func (s serverLog) Fatalf(f string, v ...any) { s.l.Error("nats server", "text", fmt.Sprintf(f, v...)) }
+func (s serverLog) Errorf(f string, v ...any) { s.l.Error("nats server", "text", fmt.Sprintf(f, v...)) }
+func (s serverLog) Debugf(string, ...any)     {}
+func (s serverLog) Tracef(string, ...any)     {}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// The store keeps bytes by the sha256 of what they are uncompressed. An object
+// is a row of independent zstd frames of 1 MiB each, so that a part of a memory
+// image can be read alone; one after the other they are one valid zstd stream.
+// The layout in the stream is that of any NATS object bucket (ADR-20).
+//
+// The client's own Put is not used: it has thousands of chunks in flight,
+// loses some of them under load, and then leaves the meta record of an object
+// that is not there. Here the chunks are bounded, each is acknowledged, and the
+// meta record comes last.
+
+const (
+	frameSize   = 1 << 20
+	maxInFlight = 16 // frames on their way to the server
+)
+
+// Object is what the store knows of a digest.
+type Object struct {
+	SHA256 schemas.Digest
+	Kind   schemas.Kind
+	Size   int64 // uncompressed bytes
+	Stored int64 // bytes in the stream
+	meta   jetstream.ObjectInfo
+}
+
+// Caps bound what one artifact of a kind may have, in uncompressed bytes.
+type Caps map[schemas.Kind]int64
+
+// defaultCap is for kinds that Caps does not name.
+const defaultCap = 1 << 30
+
+func (c Caps) of(k schemas.Kind) int64 {
+	if n, ok := c[k]; ok {
+		return n
+	}
+	return defaultCap
+}
+
+// A Store is one bucket of the artifact store. It is safe for concurrent use.
+type Store struct {
+	b      *Bus
+	bucket string
+	caps   Caps
+}
+
+// Artifacts is the store that all of Petri shares.
+func (b *Bus) Artifacts() *Store { return &Store{b: b, bucket: bucketArtifacts} }
+
+// Reports is the store of rendered reports.
+func (b *Bus) Reports() *Store { return &Store{b: b, bucket: bucketReports} }
+
+// uploads is where an analyzer puts what the clerk has not verified yet.
+func (b *Bus) uploads(analyzer string) *Store { return &Store{b: b, bucket: bucketUploads + analyzer} }
+
+// WithCaps returns the same store with limits per kind.
+func (s *Store) WithCaps(c Caps) *Store { return &Store{b: s.b, bucket: s.bucket, caps: c} }
+
+func (s *Store) stream() string { return "OBJ_" + s.bucket }
+func (s *Store) chunkSubject(nuid string) string {
+	return "$O." + s.bucket + ".C." + nuid
+}
+func (s *Store) metaSubject(name string) string {
+	return "$O." + s.bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+}
+
+// Stat returns what the store has under a digest, or an error that wraps
+// [ErrNotFound].
+func (s *Store) Stat(ctx context.Context, d schemas.Digest) (Object, error) {
+	var m *jetstream.RawStreamMsg
+	err := retry(ctx, func(ctx context.Context) error {
+		st, err := s.b.js.Stream(ctx, s.stream())
+		if err != nil {
+			return err
+		}
+		m, err = st.GetLastMsgForSubject(ctx, s.metaSubject(d.String()))
+		return err
+	})
+	if errors.Is(err, jetstream.ErrMsgNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		return Object{}, fmt.Errorf("artifact %s: %w", d, ErrNotFound)
+	}
+	if err != nil {
+		return Object{}, fmt.Errorf("look up artifact %s: %w", d, err)
+	}
+	return s.object(d, m.Data)
+}
+
+func (s *Store) object(d schemas.Digest, meta []byte) (Object, error) {
+	o := Object{SHA256: d}
+	if err := json.Unmarshal(meta, &o.meta); err != nil {
+		return Object{}, fmt.Errorf("artifact %s: %w: meta record: %v", d, ErrCorrupt, err)
+	}
+	if o.meta.Deleted {
+		return Object{}, fmt.Errorf("artifact %s: %w", d, ErrNotFound)
+	}
+	size, err := strconv.ParseInt(o.meta.Metadata["raw_size"], 10, 64)
+	if err != nil || o.meta.Metadata["encoding"] != "zstd" {
+		return Object{}, fmt.Errorf("artifact %s: %w: meta record lacks raw_size or encoding", d, ErrCorrupt)
+	}
+	o.Kind, o.Size, o.Stored = schemas.Kind(o.meta.Metadata["kind"]), size, int64(o.meta.Size)
+	return o, nil
+}
+
+// Put stores what r gives, in constant memory, and returns its digest and
+// size. Bytes that the store has already are not kept twice. Of a reader that
+// gives more than the kind's cap nothing is kept, and the error wraps
+// [ErrTooLarge]. If r is an [io.Seeker] an upload that the server's trouble
+// broke is begun again from where r stands now.
+func (s *Store) Put(ctx context.Context, kind schemas.Kind, r io.Reader) (schemas.Digest, int64, error) {
+	seeker, _ := r.(io.Seeker)
+	var start int64
+	if seeker != nil {
+		var err error
+		if start, err = seeker.Seek(0, io.SeekCurrent); err != nil {
+			seeker = nil // a pipe in a file's clothes
+		}
+	}
+	for try := 1; ; try++ {
+		d, n, err := s.put(ctx, kind, r)
+		if err == nil || seeker == nil || try == 3 || ctx.Err() != nil || !errors.Is(err, errReordered) && !transient(err) {
+			return d, n, err
+		}
+		if _, serr := seeker.Seek(start, io.SeekStart); serr != nil {
+			return schemas.Digest{}, 0, errors.Join(err, serr)
+		}
+	}
+}
+
+func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schemas.Digest, int64, error) {
+	u := &upload{s: s, id: nuid.Next(), raw: sha256.New(), stored: sha256.New()}
+	err := u.copy(ctx, r, s.caps.of(kind))
+	if err != nil {
+		s.discard(u.id)
+		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
+	}
+	d := schemas.Digest(u.raw.Sum(nil))
+	if have, err := s.Stat(ctx, d); err == nil {
+		s.discard(u.id)
+		return d, u.size, s.touch(ctx, have)
+	} else if !errors.Is(err, ErrNotFound) {
+		s.discard(u.id)
+		return schemas.Digest{}, 0, err
+	}
+	o := jetstream.ObjectInfo{
+		ObjectMeta: jetstream.ObjectMeta{
+			Name:     d.String(),
+			Metadata: map[string]string{"kind": string(kind), "encoding": "zstd", "frame": strconv.Itoa(frameSize), "raw_size": strconv.FormatInt(u.size, 10)},
+			Opts:     &jetstream.ObjectMetaOptions{ChunkSize: frameSize},
+		},
+		Bucket: s.bucket, NUID: u.id, Size: uint64(u.written), Chunks: uint32(u.chunks), ModTime: time.Now().UTC(),
+		Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(u.stored.Sum(nil)),
+	}
+	err = s.putMeta(ctx, o, jetstream.WithExpectLastSequencePerSubject(0))
+	if hasCode(err, codeWrongLastSequence) { // somebody stored the same bytes meanwhile
+		have, serr := s.Stat(ctx, d)
+		if serr == nil && have.meta.NUID == u.id { // or an acknowledgement was lost
+			return d, u.size, nil
+		}
+		s.discard(u.id)
+		return d, u.size, serr
+	}
+	if err != nil {
+		s.discard(u.id)
+		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
+	}
+	return d, u.size, nil
+}
+
+// PutBytes is Put for small things.
+func (s *Store) PutBytes(ctx context.Context, kind schemas.Kind, p []byte) (schemas.Digest, error) {
+	d := schemas.Sum(p)
+	if have, err := s.Stat(ctx, d); err == nil {
+		return d, s.touch(ctx, have)
+	}
+	_, _, err := s.Put(ctx, kind, bytes.NewReader(p))
+	return d, err
+}
+
+// putMeta writes an object's meta record in the place of the one before.
+func (s *Store) putMeta(ctx context.Context, o jetstream.ObjectInfo, opts ...jetstream.PublishOpt) error {
+	body, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return retry(ctx, func(ctx context.Context) error {
+		_, err := s.b.js.PublishMsg(ctx, &nats.Msg{Subject: s.metaSubject(o.Name), Data: body,
+			Header: nats.Header{jetstream.MsgRollup: []string{jetstream.MsgRollupSubject}}},
+			append([]jetstream.PublishOpt{jetstream.WithRetryAttempts(0)}, opts...)...)
+		return err
+	})
+}
+
+// touch makes an object young again, so that a collector that looks for what
+// nobody refers to leaves it alone. An object that is young is left as it is.
+func (s *Store) touch(ctx context.Context, o Object) error {
+	if time.Since(o.meta.ModTime) < time.Hour {
+		return nil
+	}
+	o.meta.ModTime = time.Now().UTC()
+	return s.putMeta(ctx, o.meta)
+}
+
+// discard drops the chunks of an upload that came to nothing.
+func (s *Store) discard(id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	st, err := s.b.js.Stream(ctx, s.stream())
+	if err == nil {
+		// What this misses no meta record names, and the collector finds it.
+		_ = st.Purge(ctx, jetstream.WithPurgeSubject(s.chunkSubject(id)))
+	}
+}
+
+// upload is one Put in progress.
+type upload struct {
+	s           *Store
+	id          string
+	raw, stored hash.Hash
+	size        int64
+	written     int64
+	chunks      int
+}
+
+// copy compresses r in frames, two at a time, and publishes them in order.
+func (u *upload) copy(ctx context.Context, r io.Reader, limit int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type frame struct {
+		out  chan []byte // holds the compressed frame
+		data []byte
+	}
+	queue := make(chan frame, 2) // to the compressors, closed by the reader
+	order := make(chan frame, 2) // to the publisher, closed by the reader
+	readErr := make(chan error, 1)
+	go func() {
+		defer close(order)
+		defer close(queue)
+		readErr <- u.readFrames(ctx, r, limit, func(data []byte) bool {
+			f := frame{out: make(chan []byte, 1), data: data}
+			select {
+			case queue <- f:
+			case <-ctx.Done():
+				return false
+			}
+			select {
+			case order <- f:
+			case <-ctx.Done():
+				return false
+			}
+			return true
+		})
+	}()
+	for range 2 {
+		go func() {
+			enc := encoder()
+			for f := range queue {
+				f.out <- enc.EncodeAll(f.data, nil)
+			}
+		}()
+	}
+	flight := newFlight(u.s.b, maxInFlight)
+	var err error
+	for f := range order {
+		b := <-f.out
+		u.stored.Write(b)
+		u.written += int64(len(b))
+		if err = flight.publish(ctx, u.s.chunkSubject(u.id), b, u.id+"."+strconv.Itoa(u.chunks)); err != nil {
+			cancel()
+			break
+		}
+		u.chunks++
+	}
+	for range order { // let the reader see that ctx is done
+	}
+	if rerr := <-readErr; rerr != nil && (err == nil || errors.Is(rerr, ErrTooLarge)) {
+		err = rerr
+	}
+	if ferr := flight.wait(ctx); err == nil {
+		err = ferr
+	}
+	return err
+}
+
+// readFrames cuts r into frames. An empty r gives none.
+func (u *upload) readFrames(ctx context.Context, r io.Reader, limit int64, emit func([]byte) bool) error {
+	for {
+		buf := make([]byte, frameSize)
+		n, err := io.ReadFull(r, buf)
+		if n > 0 {
+			u.raw.Write(buf[:n])
+			u.size += int64(n)
+			if u.size > limit {
+				return fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit)
+			}
+			if !emit(buf[:n]) {
+				return ctx.Err()
+			}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func encoder() *zstd.Encoder {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return enc
+}

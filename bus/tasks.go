@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// A Task is what an analyzer owes, as it was given out to this process.
+type Task struct {
+	Ref      schemas.TaskRef
+	Artifact *schemas.Artifact // none for a task over the analysis
+	Attempt  int               // from 1
+	msg      jetstream.Msg
+}
+
+// Keep says that the task is in work. It must be called every few seconds.
+func (t *Task) Keep() error { return t.msg.InProgress() }
+
+// Done says that the task has been handed in.
+func (t *Task) Done(ctx context.Context) error {
+	return retry(ctx, func(ctx context.Context) error { return t.msg.DoubleAck(ctx) })
+}
+
+// Retry gives the task back.
+func (t *Task) Retry(after time.Duration) error { return t.msg.NakWithDelay(after) }
+
+// Tasks calls fn with each task of a registered analyzer, in up to parallel
+// goroutines at a time, until ctx is done. A task whose receipt the log has
+// already is not given out.
+func (b *Bus) Tasks(ctx context.Context, analyzer string, parallel int, fn func(*Task)) error {
+	if err := schemas.CheckAnalyzer(analyzer); err != nil {
+		return err
+	}
+	cons, err := b.js.Consumer(ctx, streamLog, liveConsumerName(analyzer))
+	if err != nil {
+		return fmt.Errorf("take tasks of %s: %w", analyzer, err)
+	}
+	slots := make(chan struct{}, parallel)
+	cc, err := cons.Consume(func(m jetstream.Msg) {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			_ = m.Nak()
+			return
+		}
+		go func() {
+			defer func() { <-slots }()
+			if t := b.task(ctx, analyzer, m); t != nil {
+				fn(t)
+			}
+		}()
+		// Never more than there are slots: what is prefetched and waits is
+		// given to somebody else when its time is up.
+	}, jetstream.PullMaxMessages(parallel), jetstream.PullThresholdMessages(max(1, parallel/2)))
+	if err != nil {
+		return fmt.Errorf("take tasks of %s: %w", analyzer, err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-cc.Closed():
+		return fmt.Errorf("take tasks of %s: %w", analyzer, nats.ErrConnectionClosed)
+	}
+	cc.Stop()
+	<-cc.Closed()
+	for range parallel {
+		slots <- struct{}{}
+	}
+	return ctx.Err()
+}
+
+// task reads a message as a task. nil means that there is nothing to do.
+func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task {
+	t := &Task{msg: m, Attempt: 1}
+	if md, err := m.Metadata(); err == nil {
+		t.Attempt = int(md.NumDelivered)
+	}
+	tenant, analysis, family, _, ok := analysisOf(m.Subject())
+	e, err := schemas.ParseEvent(m.Data())
+	if err == nil && !ok {
+		err = fmt.Errorf("subject %q is no analysis'", m.Subject())
+	}
+	t.Ref = schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, Analyzer: analyzer}
+	if err == nil && family == "artifact" {
+		t.Artifact = new(schemas.Artifact)
+		if err = e.Decode(t.Artifact); err == nil {
+			t.Ref.SHA256, t.Ref.Kind = &t.Artifact.SHA256, t.Artifact.Kind
+		}
+	}
+	if err != nil {
+		b.bury(streamLog, liveConsumerName(analyzer), m, err)
+		return nil
+	}
+	if _, err := b.lastMsg(ctx, receiptSubject(t.Ref)); err == nil {
+		_ = m.Ack() // another occurrence of the same bytes, or a repetition
+		return nil
+	}
+	return t
+}
+
+// Upload stores bytes for the clerk to verify.
+func (b *Bus) Upload(ctx context.Context, analyzer string, kind schemas.Kind, r io.Reader) (schemas.Digest, int64, error) {
+	if err := schemas.CheckAnalyzer(analyzer); err != nil {
+		return schemas.Digest{}, 0, err
+	}
+	return b.uploads(analyzer).Put(ctx, kind, r)
+}
+
+// Finish hands a finished task in. It is safe to repeat.
+func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
+	token := taskToken(f.Task)
+	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, token+"/"+f.Instance, time.Now(), schemas.OriginHost, f)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	if len(body) > MaxPayload-4<<10 {
+		return fmt.Errorf("hand in %s: %d bytes, more than %d", f.Task.Analyzer, len(body), MaxPayload-4<<10)
+	}
+	err = retry(ctx, func(ctx context.Context) error {
+		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: inboxSubject(f.Task), Data: body}, jetstream.WithMsgID(e.ID), jetstream.WithRetryAttempts(0))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("hand in %s: %w", f.Task.Analyzer, err)
+	}
+	return nil
+}

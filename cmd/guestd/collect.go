@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/sandboxd/guest"
+	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// maxDepth bounds the nesting of directories that collect follows.
+const maxDepth = 128
+
+// collect sends what the sample changed: everything in the overlay's upper
+// directory, read from outside of the container, so that no link or mount of
+// the sample leads it anywhere.
+func (a *agent) collect(q machine.Collect) (any, error) {
+	w, err := a.conn.Send(guest.StreamFiles)
+	if err != nil {
+		return nil, err
+	}
+	c := &collector{agent: a, q: q, files: guest.NewFilesWriter(w)}
+	err = c.walkRoot(filepath.Join(overlayDir, "upper"))
+	s := wire.Status{}
+	if err != nil {
+		s.Error = err.Error()
+	}
+	if cerr := w.Close(s); err == nil {
+		err = cerr
+	}
+	return c.sum, err
+}
+
+type collector struct {
+	agent *agent
+	q     machine.Collect
+	files *guest.FilesWriter
+	sum   machine.Collected
+	bytes int64
+}
+
+func (c *collector) walkRoot(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("open the overlay: %w", err)
+	}
+	d := os.NewFile(uintptr(fd), dir)
+	defer d.Close()
+	return c.walk(d, "/", 0)
+}
+
+// walk visits an open directory by descriptors only. Names are sorted, so that
+// two collections of the same files are the same.
+func (c *collector) walk(dir *os.File, at string, depth int) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		c.agent.fault("list %s: %v", at, err)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		p := path.Join(at, name)
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			continue // gone meanwhile
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if err := c.walkDir(dir, name, p, &st, depth); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := c.file(dir, name, p, &st); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, depth int) error {
+	if _, err := os.Lstat(romDir + p); errors.Is(err, os.ErrNotExist) {
+		if err := c.list(c.meta(p, st)); err != nil {
+			return err
+		}
+	}
+	if depth >= maxDepth {
+		c.agent.fault("%s is nested deeper than %d; what is below was not collected", p, maxDepth)
+		c.sum.Omitted++
+		return nil
+	}
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil // gone meanwhile, or no directory any more
+	}
+	sub := os.NewFile(uintptr(fd), p)
+	defer sub.Close()
+	return c.walk(sub, p, depth+1)
+}
+
+func (c *collector) meta(p string, st *unix.Stat_t) schemas.DroppedFile {
+	change := "created"
+	if _, err := os.Lstat(romDir + p); err == nil {
+		change = "modified"
+	}
+	mode := st.Mode &^ unix.S_IFMT
+	return schemas.DroppedFile{
+		FileMeta: schemas.FileMeta{
+			Path: strings.ToValidUTF8(p, "\ufffd"), Mode: mode, UID: int(st.Uid), GID: int(st.Gid),
+			Modified: time.Unix(st.Mtim.Unix()).UTC(), Change: change,
+		},
+		Size: st.Size,
+	}
+}
+
+// list sends a line without bytes, or counts it where the list is full.
+func (c *collector) list(f schemas.DroppedFile) error {
+	if c.sum.Listed >= c.q.MaxList {
+		c.sum.Omitted++
+		return nil
+	}
+	c.sum.Listed++
+	return c.files.File(f)
+}
+
+func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t) error {
+	f := c.meta(p, st)
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return c.regular(dir, name, p, f)
+	case unix.S_IFLNK:
+		b := make([]byte, 4096)
+		if n, err := unix.Readlinkat(int(dir.Fd()), name, b); err == nil {
+			f.Target = strings.ToValidUTF8(string(b[:n]), "\ufffd")
+		}
+		f.Reason = "symbolic link"
+	case unix.S_IFCHR:
+		if st.Rdev == 0 { // a whiteout: overlayfs' mark of a deleted file
+			f.Change, f.Reason = "deleted", "deleted"
+		} else {
+			f.Reason = "character device"
+		}
+	case unix.S_IFBLK:
+		f.Reason = "block device"
+	case unix.S_IFIFO:
+		f.Reason = "fifo"
+	case unix.S_IFSOCK:
+		f.Reason = "socket"
+	}
+	return c.list(f)
+}
+
+// regular sends one file's bytes, or only its digest where a limit is reached.
+func (c *collector) regular(dir *os.File, name, p string, f schemas.DroppedFile) error {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		f.Reason = fmt.Sprintf("open: %v", err)
+		return c.list(f)
+	}
+	file := os.NewFile(uintptr(fd), p)
+	defer file.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(file, 0, f.Size))
+	if err != nil {
+		f.Reason = fmt.Sprintf("read: %v", err)
+		return c.list(f)
+	}
+	sum := schemas.Digest(h.Sum(nil))
+	f.SHA256, f.Size = &sum, n
+	if c.agent.wrote(p, sum) {
+		return nil
+	}
+	switch {
+	case f.Size > c.q.MaxFile:
+		f.Reason = fmt.Sprintf("larger than %d bytes", c.q.MaxFile)
+	case c.sum.Sent >= c.q.MaxFiles:
+		f.Reason = fmt.Sprintf("more than %d files", c.q.MaxFiles)
+	case c.bytes+f.Size > c.q.MaxTotal:
+		f.Reason = fmt.Sprintf("more than %d bytes in all", c.q.MaxTotal)
+	}
+	if f.Reason != "" || c.sum.Listed >= c.q.MaxList {
+		return c.list(f)
+	}
+	f.Stored = true
+	c.sum.Sent++
+	c.bytes += f.Size
+	if err := c.list(f); err != nil {
+		return err
+	}
+	sent, err := io.Copy(c.files, io.NewSectionReader(file, 0, f.Size))
+	st := wire.Status{Size: sent}
+	if err != nil {
+		st.Error = err.Error()
+	} else if sent < f.Size {
+		st.Error = "it shrank while it was read"
+	}
+	return c.files.End(st)
+}
+
+// wrote reports whether path still holds what the agent wrote there.
+func (a *agent) wrote(path string, sum schemas.Digest) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	own, ok := a.own[path]
+	return ok && own == sum
+}

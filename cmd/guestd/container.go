@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// stageName is argv[0] of the agent's second life: it makes the container from
+// the inside and then becomes busybox's init.
+const stageName = "guestd-stage"
+
+// container is where the sample lives: mount, process, host name and IPC
+// namespaces of its own over a fresh overlay, with an ordinary init as its
+// process 1. Nothing of the agent can be reached from inside: its files, its
+// port, its descriptors and its processes are in other namespaces.
+//
+// One thread of the agent has entered the container. What must happen inside
+// happens on that thread, by [container.do].
+type container struct {
+	init   int           // its process 1, as the agent's namespace counts
+	dead   chan struct{} // closed when the init has gone
+	status syscall.WaitStatus
+	calls  chan func()
+	tid    int // of the thread inside
+	cgroup *os.File
+}
+
+// cgroupName shows in the sample's /proc/self/cgroup; any systemd machine has
+// it.
+const cgroupName = "user.slice"
+
+func newContainer() (*container, error) {
+	c := &container{dead: make(chan struct{}), calls: make(chan func())}
+	if err := c.makeCgroup(); err != nil {
+		return nil, err
+	}
+	// The pipe closes when the stage has become the init, and carries its
+	// error if it could not.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{stageName}, &syscall.ProcAttr{
+		Env:   []string{},
+		Files: []uintptr{0, 1, w.Fd()},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+		},
+	})
+	w.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start the stage: %w", err)
+	}
+	c.init = pid
+	text, _ := io.ReadAll(io.LimitReader(r, 4<<10))
+	if len(text) > 0 {
+		return nil, errors.New(strings.TrimSpace(string(text)))
+	}
+	go func() {
+		defer close(c.dead)
+		_ = wait(pid, &c.status)
+	}()
+	entered := make(chan error)
+	go c.inside(entered)
+	return c, <-entered
+}
+
+func (c *container) makeCgroup() error {
+	for _, ctl := range []string{"+memory", "+pids"} {
+		// A kernel without a controller leaves the sample unbounded by it.
+		_ = os.WriteFile(filepath.Join(cgroupDir, "cgroup.subtree_control"), []byte(ctl), 0)
+	}
+	dir := filepath.Join(cgroupDir, cgroupName)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.Open(dir)
+	c.cgroup = f
+	return err
+}
+
+// limit bounds the sample's cgroup. Zero is no bound.
+func (c *container) limit(memory int64, tasks int) error {
+	for name, v := range map[string]int64{"memory.max": memory, "pids.max": int64(tasks)} {
+		if v <= 0 {
+			continue
+		}
+		err := os.WriteFile(filepath.Join(cgroupDir, cgroupName, name), []byte(strconv.FormatInt(v, 10)), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// inside is the thread that has entered the container. It never leaves, and
+// dies with the agent.
+func (c *container) inside(entered chan<- error) {
+	runtime.LockOSThread()
+	err := c.enter()
+	entered <- err
+	if err != nil {
+		return // and end this thread
+	}
+	for f := range c.calls {
+		f()
+	}
+}
+
+func (c *container) enter() error {
+	c.tid = unix.Gettid()
+	// Without file-system attributes of its own a thread can't change its
+	// root alone.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	for _, ns := range []string{"uts", "ipc", "pid", "mnt"} {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", c.init, ns), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open the container's %s namespace: %w", ns, err)
+		}
+		err = unix.Setns(fd, 0)
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("enter the container's %s namespace: %w", ns, err)
+		}
+	}
+	return unix.Chdir("/")
+}
+
+// do runs f inside the container.
+func (c *container) do(f func() error) error {
+	done := make(chan error)
+	c.calls <- func() { done <- f() }
+	return <-done
+}
+
+// gone reports whether the container's init has ended, and so everything in it.
+func (c *container) gone() bool {
+	select {
+	case <-c.dead:
+		return true
+	default:
+		return false
+	}
+}
+
+// members counts the sample's processes.
+func (c *container) members() int {
+	b, err := os.ReadFile(filepath.Join(cgroupDir, cgroupName, "cgroup.procs"))
+	if err != nil {
+		return 0
+	}
+	return strings.Count(string(b), "\n")
+}
+
+// stage runs as process 1 of the new namespaces: it mounts the root that the
+// sample will see, leaves everything else behind, and becomes the init.
+func stage() error {
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	const root = "/mnt"
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", romDir, overlayDir, overlayDir)
+	if err := mountAll([]mountSpec{
+		{"overlayfs:" + overlayDir, root, "overlay", unix.MS_NOATIME, options},
+		{"proc", root + "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME, ""},
+		{"sysfs", root + "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME, ""},
+		{"devpts", root + "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,gid=5,mode=620,ptmxmode=666"},
+	}); err != nil {
+		return err
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	// https://man7.org/linux/man-pages/man2/pivot_root.2.html, pivot_root(".", ".")
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the old root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	for fd := 0; fd <= 1; fd++ {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return err
+		}
+	}
+	unix.CloseOnExec(2)
+	return unix.Exec("/sbin/init", []string{"/sbin/init"}, []string{"HOME=/", "TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/sandboxd/guest"
+	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// run receives the sample, starts the command in the container and returns
+// when the kernel has exec'd it. How it ends comes later, as events.
+func (a *agent) run(r machine.Run) (any, error) {
+	a.mu.Lock()
+	again := a.ran
+	a.ran = true
+	a.mu.Unlock()
+	if again {
+		return nil, errors.New("a sample has run in this guest already")
+	}
+	out, err := a.newConsole(r.Limits.Stdout)
+	if err != nil {
+		return nil, err
+	}
+	pid, sum, err := a.place(r, out)
+	out.started()
+	if err != nil {
+		out.wait()
+		var ne *machine.NotExecuted
+		if errors.As(err, &ne) {
+			return guest.RunResult{NotExecuted: ne}, nil
+		}
+		return nil, err
+	}
+	begin := time.Now()
+	inner := a.innerPID(pid)
+	go a.watch(pid, begin, out)
+	return guest.RunResult{Started: &machine.Started{PID: inner, Path: r.Command[0], SHA256: sum}}, nil
+}
+
+// place takes the sample in, checks what can be checked before, and starts it.
+func (a *agent) place(r machine.Run, out *console) (pid int, sum schemas.Digest, err error) {
+	if sum, err = a.receiveSample(r); err != nil {
+		return 0, sum, err
+	}
+	if len(r.Command) == 0 {
+		return 0, sum, errors.New("no command")
+	}
+	if err := a.check(r); err != nil {
+		return 0, sum, err
+	}
+	u, err := a.lookupUser(r.User)
+	if err != nil {
+		return 0, sum, &machine.NotExecuted{Reason: err.Error()}
+	}
+	if err := a.box.limit(a.memoryLimit(r.Limits.Memory), r.Limits.Tasks); err != nil {
+		return 0, sum, fmt.Errorf("limit the sample: %w", err)
+	}
+	pid, err = a.start(r, u, out)
+	if err != nil {
+		ne := &machine.NotExecuted{Reason: fmt.Sprintf("execve %s: %v", r.Command[0], err)}
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			ne.Errno = unix.ErrnoName(errno)
+		}
+		return 0, sum, ne
+	}
+	return pid, sum, nil
+}
+
+// receiveSample takes the bytes from the host into the container's file
+// system. Nothing of the sample has run yet, so no path can be a trap.
+func (a *agent) receiveSample(r machine.Run) (schemas.Digest, error) {
+	sink := &sampleSink{sum: sha256.New(), done: make(chan struct{})}
+	sink.err = a.box.do(func() error {
+		if err := os.MkdirAll(r.Dir, 0o755); err != nil {
+			return err
+		}
+		var err error
+		sink.file, err = os.OpenFile(r.Path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
+		return err
+	})
+	if sink.file != nil {
+		defer sink.file.Close()
+	}
+	// The host sends in any case, so the stream is read in any case.
+	if err := a.conn.Receive(guest.StreamSample, sink); err != nil {
+		return schemas.Digest{}, err
+	}
+	<-sink.done
+	if sink.err == nil && sink.n != r.Size {
+		sink.err = fmt.Errorf("%d of %d bytes arrived", sink.n, r.Size)
+	}
+	if sink.err != nil {
+		return schemas.Digest{}, fmt.Errorf("place the sample: %w", sink.err)
+	}
+	if err := sink.file.Chmod(0o755); err != nil {
+		return schemas.Digest{}, err
+	}
+	sum := schemas.Digest(sink.sum.Sum(nil))
+	a.mu.Lock()
+	if a.own == nil {
+		a.own = map[string]schemas.Digest{}
+	}
+	a.own[r.Path] = sum
+	a.mu.Unlock()
+	return sum, nil
+}
+
+type sampleSink struct {
+	file *os.File
+	sum  hash.Hash
+	n    int64
+	err  error
+	done chan struct{}
+}
+
+func (s *sampleSink) Write(p []byte) {
+	if s.err != nil {
+		return
+	}
+	s.sum.Write(p)
+	s.n += int64(len(p))
+	_, s.err = s.file.Write(p)
+}
+
+func (s *sampleSink) End(st wire.Status) {
+	if st.Error != "" && s.err == nil {
+		s.err = errors.New(st.Error)
+	}
+	close(s.done)
+}
+
+// libraryDirs are where Debian's loader looks without a cache (ld.so(8), and
+// the multiarch directories that Debian builds in).
+var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib", "/lib64", "/usr/lib64"}
+
+// check finds out before the run what the loader would stumble over: a kernel
+// that runs a program whose libraries are missing has run the loader, and not
+// the sample.
+func (a *agent) check(r machine.Run) error {
+	var missing []string
+	err := a.box.do(func() error {
+		if r.Interp != "" {
+			if _, err := os.Stat(r.Interp); err != nil {
+				missing = append(missing, r.Interp)
+			}
+		}
+		dirs := append(slices.Clone(r.RunPath), libraryDirs...)
+		for _, lib := range r.Needed {
+			if !slices.ContainsFunc(dirs, func(d string) bool { return isFile(filepath.Join(d, lib)) }) && !(strings.Contains(lib, "/") && isFile(lib)) {
+				missing = append(missing, lib)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	return &machine.NotExecuted{Reason: "the guest lacks " + strings.Join(missing, ", "), Missing: missing}
+}
+
+func isFile(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode().IsRegular()
+}
+
+// reserve is what the agent and the kernel keep of the guest's memory.
+const reserve = 40 << 20
+
+// memoryLimit is the sample's bound: what was asked for, or what is free now
+// but for the reserve. A sample that takes it all is killed, not the guest.
+func (a *agent) memoryLimit(asked int64) int64 {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return asked
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == "MemAvailable:" {
+			if kb, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				free := max(kb<<10-reserve, 32<<20)
+				if asked <= 0 || asked > free {
+					return free
+				}
+			}
+		}
+	}
+	return asked
+}
+
+// user is whom the sample runs as.
+type user struct {
+	name, home string
+	uid, gid   uint32
+}
+
+// lookupUser reads the container's passwd, which is still the image's own.
+func (a *agent) lookupUser(name string) (user, error) {
+	if name == "" {
+		name = "root"
+	}
+	var b []byte
+	err := a.box.do(func() (err error) {
+		b, err = os.ReadFile("/etc/passwd")
+		return err
+	})
+	if err != nil {
+		return user{}, err
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		f := strings.Split(line, ":")
+		if len(f) < 7 || f[0] != name && f[2] != name {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(f[2], 10, 32)
+		gid, err2 := strconv.ParseUint(f[3], 10, 32)
+		if err1 == nil && err2 == nil {
+			return user{name: f[0], home: f[5], uid: uint32(uid), gid: uint32(gid)}, nil
+		}
+	}
+	return user{}, fmt.Errorf("the guest has no user %q", name)
+}
+
+// environment is what a login gives, and what was asked for.
+func environment(u user, extra map[string]string) []string {
+	env := map[string]string{
+		"HOME": u.home, "USER": u.name, "LOGNAME": u.name, "SHELL": "/bin/sh", "LANG": "C.UTF-8",
+		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	}
+	for k, v := range extra {
+		env[k] = v
+	}
+	var out []string
+	for k, v := range env {
+		out = append(out, k+"="+v)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// start forks and execs the command inside the container.
+func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) {
+	err = a.box.do(func() error { return os.Chown(r.Path, int(u.uid), int(u.gid)) })
+	if err != nil {
+		return 0, err
+	}
+	null, err := os.Open("/dev/null")
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	return a.box.spawn(command{
+		path: r.Command[0], argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
+		files: [3]*os.File{null, out.write[0], out.write[1]}, cgroup: a.box.cgroup,
+	})
+}
+
+// innerPID is the process's number in the container.
+func (a *agent) innerPID(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "NSpid:" {
+			n, _ := strconv.Atoi(f[len(f)-1])
+			return n
+		}
+	}
+	return 0
+}
+
+// watch reports the end of the sample's first process, and that of the last.
+func (a *agent) watch(pid int, begin time.Time, out *console) {
+	var st syscall.WaitStatus
+	if err := wait(pid, &st); err != nil {
+		a.fault("wait for the sample: %v", err)
+	}
+	e := schemas.SampleExited{Reason: "exited", Ran: schemas.Duration(time.Since(begin).Round(time.Millisecond))}
+	switch {
+	case st.Signaled() && a.rebooted(st):
+		e.Reason, e.Signal = "reboot", unix.SignalName(st.Signal())
+	case st.Signaled():
+		e.Reason, e.Signal = "killed", unix.SignalName(st.Signal())
+	default:
+		code := st.ExitStatus()
+		e.ExitCode = &code
+	}
+	e.Left = a.box.members()
+	_ = a.conn.Notify(guest.EventExited, e)
+	a.waitEmpty()
+	out.wait()
+	_ = a.conn.Notify(guest.EventTree, machine.TreeExited{})
+}
+
+// rebooted tells a reboot that the sample asked for from any other kill: in a
+// process namespace, reboot(2) kills the namespace's init, and the kernel kills
+// the others with it (kernel/pid_namespace.c, reboot_pid_ns).
+func (a *agent) rebooted(st syscall.WaitStatus) bool {
+	if st.Signal() != unix.SIGKILL {
+		return false
+	}
+	select {
+	case <-a.box.dead:
+		return a.box.status.Signaled()
+	case <-time.After(50 * time.Millisecond): // the init goes after those that it kills
+		return false
+	}
+}
+
+// waitEmpty returns when no process of the sample is left. The kernel reports
+// it as a change of cgroup.events (Documentation/admin-guide/cgroup-v2.rst).
+func (a *agent) waitEmpty() {
+	f, err := os.Open(filepath.Join(cgroupDir, cgroupName, "cgroup.events"))
+	if err != nil {
+		a.fault("watch the sample's processes: %v", err)
+		return
+	}
+	defer f.Close()
+	for {
+		b := make([]byte, 256)
+		n, err := f.ReadAt(b, 0)
+		if err != nil && err != io.EOF {
+			a.fault("watch the sample's processes: %v", err)
+			return
+		}
+		if strings.Contains(string(b[:n]), "populated 0") {
+			return
+		}
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, -1)
+		if err != nil && err != unix.EINTR {
+			a.fault("watch the sample's processes: %v", err)
+			return
+		}
+	}
+}
+
+// console carries the sample's output to the host, up to a limit. What is
+// beyond is read all the same, so that the sample goes on, and counted.
+type console struct {
+	read, write [2]*os.File
+	wg          sync.WaitGroup
+}
+
+func (a *agent) newConsole(limit int64) (*console, error) {
+	c := new(console)
+	for i, id := range []uint16{guest.StreamStdout, guest.StreamStderr} {
+		var err error
+		if c.read[i], c.write[i], err = os.Pipe(); err != nil {
+			return nil, err
+		}
+		w, err := a.conn.Send(id)
+		if err != nil {
+			return nil, err
+		}
+		c.wg.Add(1)
+		go func() {
+			defer c.wg.Done()
+			copyConsole(w, c.read[i], limit)
+		}()
+	}
+	return c, nil
+}
+
+// started closes our copies of the writing ends.
+func (c *console) started() {
+	for _, w := range c.write {
+		w.Close()
+	}
+}
+
+// wait returns when both ends are read out.
+func (c *console) wait() { c.wg.Wait() }
+
+func copyConsole(w *wire.StreamWriter, r *os.File, limit int64) {
+	defer r.Close()
+	var s wire.Status
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		keep := buf[:min(int64(n), max(0, limit-s.Size))]
+		if len(keep) > 0 {
+			if _, werr := w.Write(keep); werr != nil {
+				return
+			}
+		}
+		s.Size += int64(len(keep))
+		s.Cut += int64(n - len(keep))
+		if err != nil {
+			break
+		}
+	}
+	_ = w.Close(s)
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// A Client talks to one guest's agent. It is safe for concurrent use, but for
+// [Client.Run] and [Client.Collect], of which each runs one at a time.
+type Client struct {
+	conn     *wire.Conn
+	observer machine.Observer
+	hello    chan Hello // holds the first one
+}
+
+// New returns a client over the link rw, which it owns. Nothing moves until
+// [Client.Serve] runs.
+func New(rw io.ReadWriteCloser, o machine.Observer) *Client {
+	c := &Client{observer: o, hello: make(chan Hello, 1)}
+	c.conn = wire.NewConn(rw, wire.Handler{Event: c.event})
+	return c
+}
+
+// Serve moves the link until it ends or ctx is done.
+func (c *Client) Serve(ctx context.Context) error { return c.conn.Run(ctx) }
+
+// Hello waits for the agent of a booting guest.
+func (c *Client) Hello(ctx context.Context) (Hello, error) {
+	select {
+	case h := <-c.hello:
+		if h.Version != wire.Version {
+			return Hello{}, fmt.Errorf("guestd speaks protocol %d, this sandboxd %d (rebuild the image: petri guest build --force)", h.Version, wire.Version)
+		}
+		return h, nil
+	case <-ctx.Done():
+		return Hello{}, fmt.Errorf("wait for guestd: %w", ctx.Err())
+	}
+}
+
+func (c *Client) event(name string, data json.RawMessage) {
+	switch name {
+	case EventHello:
+		var h Hello
+		if json.Unmarshal(data, &h) == nil {
+			select {
+			case c.hello <- h:
+			default:
+			}
+		}
+	case EventExited:
+		var e schemas.SampleExited
+		if c.decode(name, data, &e) {
+			c.observer.Event(machine.Event{Time: time.Now(), Exited: &e})
+		}
+	case EventTree:
+		c.observer.Event(machine.Event{Time: time.Now(), Tree: &machine.TreeExited{}})
+	case EventFault:
+		var f Fault
+		if c.decode(name, data, &f) {
+			c.observer.Event(machine.Event{Time: time.Now(), Fault: "guest: " + clip(f.Text, 512)})
+		}
+	default:
+		c.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("guest sent unknown event %q", clip(name, 64))})
+	}
+}
+
+func (c *Client) decode(name string, data json.RawMessage, into any) bool {
+	if err := json.Unmarshal(data, into); err != nil {
+		c.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("guest sent a bad %s event", name)})
+		return false
+	}
+	return true
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n] + "…"
+	}
+	return s
+}
+
+// Ping returns when the agent has answered.
+func (c *Client) Ping(ctx context.Context) error { return c.call(ctx, ReqPing, nil, nil) }
+
+// Assign makes the guest what id says. From then on the trace, if asked for,
+// goes to the observer.
+func (c *Client) Assign(ctx context.Context, id machine.Identity, trace bool) error {
+	if trace {
+		if err := c.receive(StreamTrace, schemas.SourceTrace); err != nil {
+			return err
+		}
+	}
+	return c.call(ctx, ReqAssign, Assign{Identity: id, TraceStream: trace}, nil)
+}
+
+// Network makes the guest ask for an address and returns what it got.
+func (c *Client) Network(ctx context.Context) (Lease, error) {
+	var l Lease
+	err := c.call(ctx, ReqNetwork, nil, &l)
+	return l, err
+}
+
+// Flush returns when the guest has sent what it had traced.
+func (c *Client) Flush(ctx context.Context) error { return c.call(ctx, ReqFlush, nil, nil) }
+
+// Poweroff asks the guest to go down; it may be gone before it answers.
+func (c *Client) Poweroff(ctx context.Context) error {
+	err := c.call(ctx, ReqPoweroff, nil, nil)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return err
+}
+
+// Run sends the sample's bytes and starts the command. An error of type
+// *[machine.NotExecuted] is the guest's refusal.
+func (c *Client) Run(ctx context.Context, r machine.Run, sample *os.File) (machine.Started, error) {
+	if err := c.receive(StreamStdout, schemas.SourceStdout); err != nil {
+		return machine.Started{}, err
+	}
+	if err := c.receive(StreamStderr, schemas.SourceStderr); err != nil {
+		return machine.Started{}, err
+	}
+	w, err := c.conn.Send(StreamSample)
+	if err != nil {
+		return machine.Started{}, err
+	}
+	sent := make(chan error, 1)
+	go func() {
+		n, err := io.Copy(w, io.NewSectionReader(sample, 0, r.Size))
+		s := wire.Status{Size: n}
+		if err != nil {
+			s.Error = err.Error()
+		}
+		sent <- errors.Join(err, w.Close(s))
+	}()
+	var out RunResult
+	err = c.call(ctx, ReqRun, r, &out)
+	if serr := <-sent; err == nil && serr != nil && out.NotExecuted == nil {
+		err = fmt.Errorf("send the sample: %w", serr)
+	}
+	switch {
+	case err != nil:
+		return machine.Started{}, err
+	case out.NotExecuted != nil:
+		return machine.Started{}, out.NotExecuted
+	case out.Started == nil:
+		return machine.Started{}, fmt.Errorf("%w: an empty answer to run", wire.ErrProtocol)
+	}
+	return *out.Started, nil
+}
+
+// Exec runs a command beside the sample.
+func (c *Client) Exec(ctx context.Context, e machine.Exec) (schemas.Exec, error) {
+	var out schemas.Exec
+	ctx, cancel := context.WithTimeout(ctx, e.Timeout+callTimeout)
+	defer cancel()
+	err := c.conn.Call(ctx, ReqExec, e, &out)
+	return out, err
+}
+
+// Collect sends the changed files to the observer.
+func (c *Client) Collect(ctx context.Context, q machine.Collect) (machine.Collected, error) {
+	files := &filesSink{r: filesReader{observer: c.observer}, done: make(chan struct{})}
+	if err := c.conn.Receive(StreamFiles, files); err != nil {
+		return machine.Collected{}, err
+	}
+	var out machine.Collected
+	if err := c.conn.Call(ctx, ReqCollect, q, &out); err != nil {
+		return out, err
+	}
+	select {
+	case <-files.done:
+	case <-ctx.Done():
+		return out, fmt.Errorf("collect files: %w", ctx.Err())
+	}
+	return out, files.r.err
+}
+
+func (c *Client) call(ctx context.Context, name string, params, result any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return c.conn.Call(ctx, name, params, result)
+}
+
+func (c *Client) receive(id uint16, src schemas.Source) error {
+	return c.conn.Receive(id, &sourceSink{o: c.observer, src: src})
+}
+
+// sourceSink passes a stream to the observer.
+type sourceSink struct {
+	o   machine.Observer
+	src schemas.Source
+}
+
+func (s *sourceSink) Write(p []byte) { s.o.Data(s.src, p) }
+
+func (s *sourceSink) End(st wire.Status) {
+	c := schemas.SourceCoverage{Source: s.src, Status: schemas.StatusWhole, Bytes: st.Size, Cut: uint64(max(0, st.Cut))}
+	if st.Error != "" {
+		c.Status, c.Reason = schemas.StatusPartial, clip(st.Error, 256)
+	}
+	s.o.End(s.src, c)
+}
+
+type filesSink struct {
+	r    filesReader
+	done chan struct{}
+}
+
+func (s *filesSink) Write(p []byte) { _ = s.r.feed(p) }
+
+func (s *filesSink) End(st wire.Status) {
+	switch {
+	case s.r.err != nil:
+	case st.Error != "":
+		_ = s.r.fail(fmt.Errorf("in the guest: %s", clip(st.Error, 256)))
+	case s.r.file != nil || len(s.r.buf) > 0:
+		_ = s.r.fail(io.ErrUnexpectedEOF)
+	}
+	close(s.done)
+}

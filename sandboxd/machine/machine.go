@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package machine is what sandboxd knows of a virtual machine, whatever drives
+// it. A [Machine] acts and reports; it keeps no states of an analysis, publishes
+// nothing and decides nothing. Backends are the packages below this one.
+package machine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+var (
+	// ErrGone says that the machine's process, or the link to it, has ended.
+	ErrGone = errors.New("the machine is gone")
+	// ErrUnsupported says that a backend cannot do what was asked.
+	ErrUnsupported = errors.New("not supported by this kind of machine")
+)
+
+// A Machine is one virtual machine of one analysis. Methods may be called from
+// several goroutines; each returns when the deed is done or ctx is. Which call
+// is legal when is the caller's business (package sandboxd, the state machine).
+type Machine interface {
+	// Poweron starts the machine, warm if it can, and returns when the agent
+	// inside has taken on the identity.
+	Poweron(ctx context.Context, id Identity) (Boot, error)
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Restart resets the machine and returns when the agent has answered again.
+	Restart(ctx context.Context, id Identity) (Boot, error)
+	// Shutdown asks the guest to power off and returns when it is off.
+	Shutdown(ctx context.Context) error
+	// Poweroff ends the machine at once.
+	Poweroff(ctx context.Context) error
+
+	// Run starts a command in the guest; sample holds the sample's bytes.
+	// An error of type *[NotExecuted] says that the guest's kernel or loader
+	// refused. Its exit comes as an [Event].
+	Run(ctx context.Context, r Run, sample *os.File) (Started, error)
+	// Exec runs a command beside the sample and waits for its end.
+	Exec(ctx context.Context, e Exec) (schemas.Exec, error)
+	// Collect sends the files that the sample changed to the [Observer].
+	Collect(ctx context.Context, c Collect) (Collected, error)
+	// Flush returns when everything traced so far has reached the Observer.
+	Flush(ctx context.Context) error
+	// DumpMemory writes an ELF core of the guest's RAM to f. The guest stands
+	// still meanwhile.
+	DumpMemory(ctx context.Context, f *os.File) error
+
+	// Close ends the machine, if it still is, and whatever drives it. It
+	// returns when nothing of it is left.
+	Close() error
+}
+
+// An Observer takes what a machine reports. Calls come from several
+// goroutines, those about one source or file in order.
+type Observer interface {
+	// Event takes one fact.
+	Event(Event)
+	// Data takes bytes of a high-volume source. It may block: the source then
+	// waits, and counts what it loses.
+	Data(src schemas.Source, p []byte)
+	// End says that a source has ended, and how.
+	End(src schemas.Source, c schemas.SourceCoverage)
+	// File begins a file that Collect sends; the writer takes its bytes.
+	File(f schemas.DroppedFile) FileWriter
+}
+
+// A FileWriter takes the bytes of one collected file.
+type FileWriter interface {
+	Write(p []byte) (int, error)
+	// Close ends the file. An error says that it is not whole.
+	Close(cut int64, err error)
+}
+
+// An Event is a fact that a machine reports: one of the field types is set.
+type Event struct {
+	Time     time.Time             `json:"time"`
+	Lease    *schemas.IPAddress    `json:"lease,omitempty"`
+	Exited   *schemas.SampleExited `json:"exited,omitempty"`
+	Tree     *TreeExited           `json:"tree,omitempty"`
+	Off      *schemas.MachineOff   `json:"off,omitempty"`
+	Behavior *schemas.Behavior     `json:"behavior,omitempty"`
+	Fault    string                `json:"fault,omitempty"` // something broke that costs coverage
+	Activity bool                  `json:"activity,omitempty"`
+}
+
+// TreeExited says that no process of the sample is left.
+type TreeExited struct{}
+
+// Identity is what the guest is made to look like, and the entropy that makes
+// it so.
+type Identity struct {
+	schemas.Identity
+	Entropy []byte    `json:"entropy"` // for the guest kernel's random number generator
+	Time    time.Time `json:"time"`    // for its clock; the zero time is now
+}
+
+// Boot says what was started.
+type Boot struct {
+	schemas.PostPoweron
+	Ready schemas.GuestReady
+}
+
+// Run is a command for the guest.
+type Run struct {
+	schemas.RunSample
+	Name    string   `json:"name"`   // the sample's file name in the guest
+	Size    int64    `json:"size"`   // of the sample
+	Needed  []string `json:"needed"` // shared libraries that it asks for
+	Interp  string   `json:"interp"` // program interpreter that it asks for
+	RunPath []string `json:"run_path"`
+	Trace   bool     `json:"trace"`
+	Limits  Limits   `json:"limits"`
+}
+
+// Limits bound what a sample may make the sandbox keep.
+type Limits struct {
+	Stdout int64 `json:"stdout"` // bytes, each of stdout and stderr
+	Disk   int64 `json:"disk"`   // bytes of changed files
+	Memory int64 `json:"memory"` // bytes of all its processes; 0: what the guest can spare
+	Tasks  int   `json:"tasks"`  // processes and threads
+}
+
+// Started is the proof of execution.
+type Started = schemas.SampleStarted
+
+// NotExecuted says why the guest never ran the sample.
+type NotExecuted struct {
+	Reason  string   `json:"reason"`
+	Errno   string   `json:"errno,omitempty"`
+	Missing []string `json:"missing,omitempty"` // shared libraries or an interpreter
+}
+
+func (e *NotExecuted) Error() string { return "not executed: " + e.Reason }
+
+// Exec is a command to run beside the sample.
+type Exec struct {
+	Command []string      `json:"command"`
+	Timeout time.Duration `json:"timeout"`
+}
+
+// Collect bounds what is sent of the changed files.
+type Collect struct {
+	MaxFile  int64 `json:"max_file"`  // bytes of one file
+	MaxFiles int   `json:"max_files"` // files sent with their bytes
+	MaxTotal int64 `json:"max_total"` // bytes of all
+	MaxList  int   `json:"max_list"`  // files listed at all
+}
+
+// Collected sums up a Collect.
+type Collected struct {
+	Listed  int   `json:"listed"`
+	Sent    int   `json:"sent"`
+	Omitted int64 `json:"omitted"` // not even listed
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+)
+
+// The descriptors that QEMU inherits, in this order from 3 on. It is given no
+// path at all: whatever it opens was opened for it.
+const (
+	fdKernel = 3 + iota
+	fdInitramfs
+	fdAgent
+	fdMonitor
+	fdNetwork
+	fdSerial
+	fdRAM   // with a template, and when one is made
+	fdState // with a template
+)
+
+// procFD is how QEMU opens an inherited file by name.
+func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// defaultMAC is the address that the network device is built with; the guest
+// takes on the analysis' own when it is assigned to one.
+const defaultMAC = "52:54:00:12:34:56"
+
+// kernelArgs is the guest kernel's command line. panic=-1 turns a panic into a
+// reset at once, which QEMU turns into its own exit.
+const kernelArgs = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off"
+
+// ramMode says what backs the guest's RAM.
+type ramMode int
+
+const (
+	ramAnonymous ramMode = iota // a cold boot
+	ramShared                   // a template in the making writes its file
+	ramPrivate                  // a warm start reads a template's file, copy on write
+)
+
+// command is QEMU's argument list. The device list is one and the same for
+// every start of a guest: a snapshot fits no other.
+//
+// Options: qemu-system-x86_64(1). Nothing of it depends on the sample.
+func (c *Config) command(ram ramMode) []string {
+	mem := strconv.FormatInt(c.Memory>>20, 10) + "M"
+	var object string
+	switch ram {
+	case ramAnonymous:
+		object = "memory-backend-ram,id=ram0,size=" + mem
+	case ramShared:
+		object = fmt.Sprintf("memory-backend-file,id=ram0,size=%s,mem-path=%s,share=on", mem, procFD(fdRAM))
+	case ramPrivate:
+		object = fmt.Sprintf("memory-backend-file,id=ram0,size=%s,mem-path=%s,share=off", mem, procFD(fdRAM))
+	}
+	accel := c.Accel
+	if accel == "tcg" {
+		// The translation buffer is by default as large as a quarter of the
+		// host's memory allows.
+		accel = "tcg,thread=single,tb-size=128"
+	}
+	args := []string{
+		"-name", "guest=" + c.Mark + ",process=" + processName,
+		"-no-user-config", "-nodefaults", "-display", "none",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "q35,memory-backend=ram0,usb=off,smm=off",
+		"-accel", accel, "-cpu", "max", "-smp", "1", "-m", mem, "-object", object,
+		"-rtc", "base=utc",
+		"-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown,watchdog=none",
+		"-kernel", procFD(fdKernel), "-initrd", procFD(fdInitramfs), "-append", kernelArgs,
+		"-chardev", "socket,id=monitor,fd=" + strconv.Itoa(fdMonitor), "-mon", "chardev=monitor,mode=control",
+		"-chardev", "socket,id=serial,fd=" + strconv.Itoa(fdSerial), "-serial", "chardev:serial",
+		"-device", "VGA",
+		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(fdAgent),
+		"-device", "virtio-serial-pci,id=serial0,max_ports=2",
+		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent",
+		"-netdev", "stream,id=net0,server=off,addr.type=fd,addr.str=" + strconv.Itoa(fdNetwork),
+		"-device", "virtio-net-pci,netdev=net0,mac=" + defaultMAC + ",romfile=",
+		"-device", "pvpanic-pci",
+	}
+	if ram == ramPrivate {
+		args = append(args, "-incoming", "defer")
+	}
+	return args
+}
+
+// processName is what QEMU calls itself; with the mark before it in the
+// command line it tells our machines from anybody else's.
+const processName = "petri-machine"
+
+// files are the descriptors to inherit, from 3 on.
+func (c *Config) files(ram ramMode, ends [4]*os.File, ramFile, state *os.File) []*os.File {
+	out := []*os.File{c.Kernel, c.Initramfs, ends[0], ends[1], ends[2], ends[3]}
+	if ram != ramAnonymous {
+		out = append(out, ramFile)
+	}
+	if ram == ramPrivate {
+		out = append(out, state)
+	}
+	return out
+}
