@@ -329,16 +329,11 @@ func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *sc
 	} else if !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, ArtifactID(f.Task.Analysis, &a), at, schemas.OriginHost, a)
+	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, a.ID(f.Task.Analysis), at, schemas.OriginHost, a)
 	if err != nil {
 		return nil, err
 	}
 	return &batchMsg{subject: artifactSubject(f.Task.Tenant, f.Task.Analysis, &a), event: e}, nil
-}
-
-// ArtifactID is the id of an artifact's announcement.
-func ArtifactID(analysis string, a *schemas.Artifact) string {
-	return strings.Join([]string{analysis, "artifact", string(a.Kind), a.SHA256.Token(), strconv.Itoa(a.Occurrence)}, "/")
 }
 
 func taskID(t schemas.TaskRef, what string) string {

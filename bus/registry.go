@@ -107,18 +107,18 @@ func (b *Bus) Unregister(ctx context.Context, name string) error {
 
 func liveConsumerName(analyzer string) string { return "az-" + analyzer + "-" + schemas.LiveRun }
 
-// Time that a task may be without a sign of life before somebody else gets it,
-// and how often it is given out before the runner declares it poison.
-const (
-	taskAckWait     = 10 * time.Second
-	taskMaxDeliver  = 5
-	MaxTaskAttempts = 4 // of a runner; the delivery after them is handed in as failed
-)
+// TaskAckWait is how long a task may be without a sign of life before it is
+// given out again.
+const TaskAckWait = 10 * time.Second
+
+// taskMaxDeliver is more than any runner tries: it is the runner that declares
+// a task poison, by handing it in as failed.
+const taskMaxDeliver = 8
 
 func liveConsumer(r schemas.Registration, seq uint64) jetstream.ConsumerConfig {
 	cfg := jetstream.ConsumerConfig{
 		Durable: liveConsumerName(r.Name), DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq + 1,
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: taskAckWait, MaxDeliver: taskMaxDeliver, MaxAckPending: 1000,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: TaskAckWait, MaxDeliver: taskMaxDeliver, MaxAckPending: 1000,
 	}
 	if r.Scope == schemas.ScopeAnalysis {
 		cfg.FilterSubjects = []string{contextSubject("*", "*", schemas.EventStartAnalysis)}

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -71,7 +72,7 @@ func StartServer(dir string, o ServerOptions) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w (choose another: --data DIR)", err)
 	}
-	lock, err := lockDir(dir)
+	lock, err := LockFile(dir, "lock")
 	if err != nil {
 		return nil, err
 	}
@@ -84,10 +85,11 @@ func StartServer(dir string, o ServerOptions) (*Server, error) {
 	return s, nil
 }
 
-// lockDir keeps a second server off the directory; nats-server itself would
-// start and corrupt it.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+// LockFile takes a lock file in a data directory for as long as the returned
+// file is open. nats-server itself would start on a directory that another one
+// uses, and corrupt it. If somebody has the lock the error wraps [ErrInUse].
+func LockFile(dir, name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w (choose another: --data DIR)", err)
 	}
@@ -102,14 +104,21 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 func startServer(dir string, o ServerOptions) (*Server, error) {
-	host, port := "127.0.0.1", server.RANDOM_PORT
+	host, port, password := lastAddress(dir)
 	if o.Listen != "" {
 		var err error
 		if host, port, err = parseListen(o.Listen); err != nil {
 			return nil, err
 		}
 	}
-	password := rand.Text() + rand.Text()
+	if port != server.RANDOM_PORT {
+		if err := free(host, port); err != nil {
+			if o.Listen != "" {
+				return nil, fmt.Errorf("listen on %s: %w (choose another: --listen 127.0.0.1:PORT, or leave it out for a free one)", o.Listen, err)
+			}
+			port = server.RANDOM_PORT
+		}
+	}
 	opts := &server.Options{
 		ServerName: "petri", Host: host, Port: port,
 		NoSigs: true, NoLog: o.Log == nil, DisableJetStreamBanner: true,
@@ -131,17 +140,37 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	ns.Start()
 	if !ns.ReadyForConnections(30 * time.Second) {
 		ns.Shutdown()
-		if o.Listen != "" {
-			return nil, fmt.Errorf("the NATS server did not start on %s: is the port taken? (choose another: --listen 127.0.0.1:PORT, or leave it out for a free one)", o.Listen)
-		}
 		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
 	}
 	s := &Server{ns: ns, dir: dir, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()}}
-	if err := s.writeAddress(); err != nil {
-		s.stop()
-		return nil, err
-	}
 	return s, nil
+}
+
+// lastAddress is where a server that died here was to be found: its clients,
+// which live on, look for the next one there, with the same password.
+func lastAddress(dir string) (host string, port int, password string) {
+	host, port, password = "127.0.0.1", server.RANDOM_PORT, rand.Text()+rand.Text()
+	a, err := ReadAddress(dir)
+	if err != nil || a.Password == "" {
+		return host, port, password
+	}
+	u, err := url.Parse(a.URL)
+	if err != nil {
+		return host, port, password
+	}
+	if h, p, err := parseListen(u.Host); err == nil {
+		host, port = h, p
+	}
+	return host, port, a.Password
+}
+
+// free reports why nobody can listen on a port.
+func free(host string, port int) error {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return errors.Unwrap(err)
+	}
+	return l.Close()
 }
 
 // Limits sizes the assets of a new data directory by the disk that it lies on.
@@ -169,7 +198,10 @@ func parseListen(s string) (host string, port int, err error) {
 	return host, port, nil
 }
 
-func (s *Server) writeAddress() error {
+// Announce writes the server's address into the data directory, where clients
+// look for it. It comes after [Bus.Reconcile]: who finds the address shall find
+// the streams too.
+func (s *Server) Announce() error {
 	b, err := json.Marshal(s.addr)
 	if err != nil {
 		return err

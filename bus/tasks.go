@@ -5,6 +5,7 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -34,48 +35,38 @@ func (t *Task) Done(ctx context.Context) error {
 // Retry gives the task back.
 func (t *Task) Retry(after time.Duration) error { return t.msg.NakWithDelay(after) }
 
-// Tasks calls fn with each task of a registered analyzer, in up to parallel
-// goroutines at a time, until ctx is done. A task whose receipt the log has
-// already is not given out.
-func (b *Bus) Tasks(ctx context.Context, analyzer string, parallel int, fn func(*Task)) error {
+// NextTask waits for a task of a registered analyzer. A task whose receipt the
+// log has already is not given out. Nothing is fetched ahead: what waits in a
+// client is given to somebody else when its time is up.
+func (b *Bus) NextTask(ctx context.Context, analyzer string) (*Task, error) {
 	if err := schemas.CheckAnalyzer(analyzer); err != nil {
+		return nil, err
+	}
+	var cons jetstream.Consumer
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		cons, err = b.js.Consumer(ctx, streamLog, liveConsumerName(analyzer))
 		return err
-	}
-	cons, err := b.js.Consumer(ctx, streamLog, liveConsumerName(analyzer))
+	})
 	if err != nil {
-		return fmt.Errorf("take tasks of %s: %w", analyzer, err)
+		return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
 	}
-	slots := make(chan struct{}, parallel)
-	cc, err := cons.Consume(func(m jetstream.Msg) {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			_ = m.Nak()
-			return
+	for {
+		batch, err := cons.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(2*time.Second))
+		if err != nil {
+			return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
 		}
-		go func() {
-			defer func() { <-slots }()
+		for m := range batch.Messages() {
 			if t := b.task(ctx, analyzer, m); t != nil {
-				fn(t)
+				return t, nil
 			}
-		}()
-		// Never more than there are slots: what is prefetched and waits is
-		// given to somebody else when its time is up.
-	}, jetstream.PullMaxMessages(parallel), jetstream.PullThresholdMessages(max(1, parallel/2)))
-	if err != nil {
-		return fmt.Errorf("take tasks of %s: %w", analyzer, err)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
+		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-cc.Closed():
-		return fmt.Errorf("take tasks of %s: %w", analyzer, nats.ErrConnectionClosed)
-	}
-	cc.Stop()
-	<-cc.Closed()
-	for range parallel {
-		slots <- struct{}{}
-	}
-	return ctx.Err()
 }
 
 // task reads a message as a task. nil means that there is nothing to do.

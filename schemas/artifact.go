@@ -2,7 +2,11 @@
 
 package schemas
 
-import "time"
+import (
+	"strconv"
+	"strings"
+	"time"
+)
 
 // Artifact announces bytes in the store. The same bytes may be announced more
 // than once in an analysis: each occurrence is a fact of its own.
@@ -23,6 +27,11 @@ type Artifact struct {
 
 // EventType implements [Typed].
 func (Artifact) EventType() string { return "petri.artifact.announced.v1" }
+
+// ID is the id of the announcement's event.
+func (a *Artifact) ID(analysis string) string {
+	return strings.Join([]string{analysis, "artifact", string(a.Kind), a.SHA256.Token(), strconv.Itoa(a.Occurrence)}, "/")
+}
 
 // FileMeta is what the guest's file system said of a file.
 type FileMeta struct {
@@ -45,6 +54,8 @@ const (
 	SourceStdout Source = "stdout" // of the sample
 	SourceStderr Source = "stderr"
 	SourceSerial Source = "serial" // the guest kernel's console
+	// SourceDropped is no stream: it counts the files that the sample changed.
+	SourceDropped Source = "dropped"
 )
 
 // Segment is one piece of a source, published while the guest runs. Small
@@ -66,6 +77,11 @@ type Segment struct {
 
 // EventType implements [Typed].
 func (Segment) EventType() string { return "petri.segment.published.v1" }
+
+// ID is the id of the segment's event.
+func (s *Segment) ID(analysis string) string {
+	return strings.Join([]string{analysis, "segment", string(s.Source), strconv.Itoa(s.N)}, "/")
+}
 
 // Manifest is an artifact that stands for a source's segments: their bytes one
 // after the other are the source's. Its media type is [ManifestMediaType].

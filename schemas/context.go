@@ -31,6 +31,8 @@ const (
 	EventSampleStarted = "sample_started"
 	EventSampleExited  = "sample_exited"
 	EventMachineOff    = "machine_off"
+	EventFault         = "fault"
+	EventLogAway       = "log_away"
 	EventHookFailed    = "hook_failed"
 	EventStepFailed    = "step_failed"
 	EventExec          = "exec"
@@ -214,6 +216,23 @@ type MachineOff struct {
 
 // EventType implements [Typed].
 func (MachineOff) EventType() string { return ContextType(EventMachineOff) }
+
+// Fault is trouble that costs coverage and belongs to no step or hook.
+type Fault struct {
+	Text string `json:"text"`
+}
+
+// EventType implements [Typed].
+func (Fault) EventType() string { return ContextType(EventFault) }
+
+// LogAway says that the log took no events for a while, during which the guest
+// stood still.
+type LogAway struct {
+	For Duration `json:"for"`
+}
+
+// EventType implements [Typed].
+func (LogAway) EventType() string { return ContextType(EventLogAway) }
 
 // Custom is the data of an event that a protocol triggered by name.
 type Custom struct {

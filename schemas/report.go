@@ -209,6 +209,9 @@ type ReportWritten struct {
 	SHA256 Digest `json:"sha256"`
 	Size   int64  `json:"size"`
 	Events int    `json:"events"` // that it was folded from
+	// For whoever wants no more than these.
+	Outcome Outcome `json:"outcome"`
+	Verdict Verdict `json:"verdict"`
 }
 
 // EventType implements [Typed].

@@ -10,11 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/petri-sandbox/petri/cmd/guestd/dhcp"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
@@ -30,6 +33,7 @@ type agent struct {
 	mu  sync.Mutex
 	own map[string]schemas.Digest // files in the container that we wrote
 	ran bool
+	mac string
 }
 
 func (a *agent) loadTracer() {
@@ -74,7 +78,12 @@ func (a *agent) request(ctx context.Context, name string, params json.RawMessage
 	case guest.ReqPing:
 		return nil, nil
 	case guest.ReqAssign:
-		return answer(params, func(p guest.Assign) (any, error) { return nil, a.take(p.Identity) })
+		return answer(params, func(p guest.Assign) (any, error) {
+			a.mu.Lock()
+			a.mac = p.MAC
+			a.mu.Unlock()
+			return nil, a.take(p.Identity)
+		})
 	case guest.ReqNetwork:
 		return a.network(ctx)
 	case guest.ReqRun:
@@ -111,6 +120,24 @@ func withErrno(err error) error {
 	return err
 }
 
+// interfaceName is the guest's only network card.
+const interfaceName = "eth0"
+
+// network takes on the MAC and asks for an address.
 func (a *agent) network(ctx context.Context) (any, error) {
-	return nil, errors.New("no network yet")
+	a.mu.Lock()
+	mac := a.mac
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	l, err := dhcp.Configure(ctx, interfaceName, mac)
+	if err != nil {
+		return nil, withErrno(err)
+	}
+	var dns strings.Builder
+	for _, d := range l.DNS {
+		fmt.Fprintf(&dns, "nameserver %s\n", d)
+	}
+	err = a.box.do(func() error { return a.ownFile("/etc/resolv.conf", []byte(dns.String()), 0o644) })
+	return guest.Lease{Address: l.Address.Addr().String(), MAC: mac}, err
 }

@@ -172,7 +172,7 @@ func (c *Client) Exec(ctx context.Context, e machine.Exec) (schemas.Exec, error)
 
 // Collect sends the changed files to the observer.
 func (c *Client) Collect(ctx context.Context, q machine.Collect) (machine.Collected, error) {
-	files := &filesSink{r: filesReader{observer: c.observer}, done: make(chan struct{})}
+	files := NewFilesSink(c.observer)
 	if err := c.conn.Receive(StreamFiles, files); err != nil {
 		return machine.Collected{}, err
 	}
@@ -180,12 +180,7 @@ func (c *Client) Collect(ctx context.Context, q machine.Collect) (machine.Collec
 	if err := c.conn.Call(ctx, ReqCollect, q, &out); err != nil {
 		return out, err
 	}
-	select {
-	case <-files.done:
-	case <-ctx.Done():
-		return out, fmt.Errorf("collect files: %w", ctx.Err())
-	}
-	return out, files.r.err
+	return out, files.Wait(ctx)
 }
 
 func (c *Client) call(ctx context.Context, name string, params, result any) error {
@@ -212,22 +207,4 @@ func (s *sourceSink) End(st wire.Status) {
 		c.Status, c.Reason = schemas.StatusPartial, clip(st.Error, 256)
 	}
 	s.o.End(s.src, c)
-}
-
-type filesSink struct {
-	r    filesReader
-	done chan struct{}
-}
-
-func (s *filesSink) Write(p []byte) { _ = s.r.feed(p) }
-
-func (s *filesSink) End(st wire.Status) {
-	switch {
-	case s.r.err != nil:
-	case st.Error != "":
-		_ = s.r.fail(fmt.Errorf("in the guest: %s", clip(st.Error, 256)))
-	case s.r.file != nil || len(s.r.buf) > 0:
-		_ = s.r.fail(io.ErrUnexpectedEOF)
-	}
-	close(s.done)
 }

@@ -54,6 +54,28 @@ func (b *Builder) Build(ctx context.Context, name string, refresh bool) (*Image,
 	return b.Assemble(ctx, name)
 }
 
+// Remove deletes the built images of an architecture. The packages stay.
+func (b *Builder) Remove(name string) error {
+	if _, err := lookup(name); err != nil {
+		return err
+	}
+	unlock, err := b.take(name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	dirs, err := filepath.Glob(filepath.Join(b.archDir(name), "*", "manifest.json"))
+	if err != nil {
+		return err
+	}
+	for _, m := range dirs {
+		if err := os.RemoveAll(filepath.Dir(m)); err != nil {
+			return fmt.Errorf("remove image: %w", err)
+		}
+	}
+	return nil
+}
+
 // Fetch downloads the newest kernel that apt offers, or the next older one
 // that can be had (a mirror in the middle of an update can list what it does
 // not serve), and the packages of the root file system. It needs the network.

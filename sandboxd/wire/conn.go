@@ -49,6 +49,8 @@ type Conn struct {
 	writers map[uint16]*StreamWriter
 }
 
+var errClosed = errors.New("link closed")
+
 // NewConn returns the end of a link over rw, which it owns from now on.
 func NewConn(rw io.ReadWriteCloser, h Handler) *Conn {
 	return &Conn{
@@ -95,6 +97,9 @@ func (c *Conn) Run(ctx context.Context) error {
 	c.draining.Wait()
 	return c.failure()
 }
+
+// Close ends the link from this end.
+func (c *Conn) Close() { c.fail(errClosed) }
 
 // fail ends the link with the first of its errors.
 func (c *Conn) fail(err error) {

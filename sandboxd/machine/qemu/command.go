@@ -87,6 +87,13 @@ func (c *Config) command(ram ramMode) []string {
 	return args
 }
 
+// TemplateCommand is the command line of a template, without what differs
+// between machines: a snapshot fits only what was started with the same.
+func TemplateCommand(accel string, memory int64) []string {
+	c := Config{Accel: accel, Memory: memory, Mark: "template"}
+	return c.command(ramShared)
+}
+
 // processName is what QEMU calls itself; with the mark before it in the
 // command line it tells our machines from anybody else's.
 const processName = "petri-machine"

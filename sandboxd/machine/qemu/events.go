@@ -70,7 +70,7 @@ func (m *Machine) DumpMemory(ctx context.Context, f *os.File) error {
 			return fmt.Errorf("dump the guest's memory: %s", r.err)
 		}
 		return nil
-	case <-in.proc.done:
+	case <-in.proc.Done():
 		return in.explain(machine.ErrGone)
 	case <-ctx.Done():
 		return fmt.Errorf("dump the guest's memory: %w", ctx.Err())

@@ -10,11 +10,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/child"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/qmp"
@@ -28,7 +29,7 @@ type Hello = guest.Hello
 type instance struct {
 	cfg      *Config
 	observer machine.Observer
-	proc     *process
+	proc     *child.Process
 	monitor  *qmp.Monitor
 	agent    *net.UnixConn // kept over resets; a session uses a duplicate
 	client   *guest.Client
@@ -94,19 +95,21 @@ func launch(ctx context.Context, cfg *Config, o machine.Observer, ram ramMode, r
 	}
 	for i := range ours {
 		var err error
-		if ours[i], theirs[i], err = socketPair(); err != nil {
+		if ours[i], theirs[i], err = child.SocketPair(); err != nil {
 			closeAll()
 			return nil, fmt.Errorf("make a socket for QEMU: %w", err)
 		}
 	}
-	proc, err := startProcess(cfg.Binary, cfg.command(ram), cfg.files(ram, theirs, ramFile, state))
+	cmd := exec.Command(cfg.Binary, cfg.command(ram)...)
+	cmd.ExtraFiles = cfg.files(ram, theirs, ramFile, state)
+	proc, err := child.Start(cmd)
 	for i := range theirs {
 		theirs[i].Close()
 		theirs[i] = nil
 	}
 	if err != nil {
 		closeAll()
-		return nil, err
+		return nil, fmt.Errorf("start %s: %w", cfg.Binary, err)
 	}
 	in := &instance{cfg: cfg, observer: o, proc: proc, agent: ours[0], dumps: make(chan dumpResult, 1), migration: make(chan string, 16)}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
@@ -131,23 +134,6 @@ func (in *instance) spawn(f func()) {
 		defer in.wg.Done()
 		f()
 	}()
-}
-
-// socketPair returns a connected pair: our end, and one to inherit.
-func socketPair() (*net.UnixConn, *os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	ourFile := os.NewFile(uintptr(fds[0]), "ours")
-	defer ourFile.Close()
-	theirs := os.NewFile(uintptr(fds[1]), "theirs")
-	conn, err := net.FileConn(ourFile)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return conn.(*net.UnixConn), theirs, nil
 }
 
 // restore loads the template's state; the RAM is mapped already, so that
@@ -234,7 +220,7 @@ func (in *instance) hello(ctx context.Context) (Hello, error) {
 	defer stop()
 	go func() {
 		select {
-		case <-in.proc.done:
+		case <-in.proc.Done():
 			cancel()
 		case <-ctx.Done():
 		}
@@ -286,7 +272,7 @@ func (in *instance) watch() {
 	in.watching.Do(func() {
 		in.spawn(func() {
 			select {
-			case <-in.proc.done:
+			case <-in.proc.Done():
 			case <-in.ctx.Done():
 				return
 			}
@@ -295,7 +281,7 @@ func (in *instance) watch() {
 			}
 			off := in.shutdown.Load()
 			if off == nil {
-				off = &schemas.MachineOff{State: "crashed", Reason: "qemu " + in.proc.cause()}
+				off = &schemas.MachineOff{State: "crashed", Reason: "qemu " + in.proc.Cause()}
 			}
 			in.observer.Event(machine.Event{Time: time.Now(), Off: off})
 		})
@@ -337,20 +323,16 @@ func (in *instance) explain(err error) error {
 		return nil
 	}
 	select {
-	case <-in.proc.done:
+	case <-in.proc.Done():
 	case <-time.After(50 * time.Millisecond): // a broken socket is seen before the exit
 		return err
 	}
-	return fmt.Errorf("%w (qemu %s)", err, in.proc.cause())
+	return fmt.Errorf("%w (qemu %s)", err, in.proc.Cause())
 }
 
 // close ends the process and everything connected to it.
 func (in *instance) close() {
-	select {
-	case <-in.proc.done: // its number may be another's by now
-	default:
-		in.proc.kill()
-	}
+	in.proc.Kill()
 	in.cancel()
 	in.agent.Close()
 	if in.monitor != nil {

@@ -139,8 +139,8 @@ func (m *Machine) instance() (*instance, error) {
 		return nil, machine.ErrGone
 	}
 	select {
-	case <-m.run.proc.done:
-		return nil, fmt.Errorf("%w: %s", machine.ErrGone, m.run.proc.cause())
+	case <-m.run.proc.Done():
+		return nil, fmt.Errorf("%w: %s", machine.ErrGone, m.run.proc.Cause())
 	default:
 		return m.run, nil
 	}
@@ -194,7 +194,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("ask the guest to power off: %w", err)
 	}
 	select {
-	case <-in.proc.done:
+	case <-in.proc.Done():
 		in.close()
 		return nil
 	case <-ctx.Done():

@@ -66,7 +66,7 @@ func (in *instance) save(ctx context.Context, state *os.File) error {
 			case "failed", "cancelled":
 				return fmt.Errorf("write the snapshot: migration %s", status)
 			}
-		case <-in.proc.done:
+		case <-in.proc.Done():
 			return machine.ErrGone
 		case <-ctx.Done():
 			return fmt.Errorf("write the snapshot: %w", ctx.Err())

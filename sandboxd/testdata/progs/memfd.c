@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Fileless execution: copies itself into a memfd called "harmless" and execs
  * that with the argument "again", which exits with 11. */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Endings calls fn with the ending of every analysis, and with every amendment
+// after it, each at least once, in the log's order, until ctx is done. name
+// keeps the place over restarts. An event for which fn fails comes again.
+func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Context, e schemas.Event) error) error {
+	if err := schemas.CheckAnalyzer(name); err != nil {
+		return err
+	}
+	var subjects []string
+	for _, ev := range []string{schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended} {
+		subjects = append(subjects, contextSubject("*", "*", ev))
+	}
+	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
+		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxDeliver: 20, MaxAckPending: 1,
+	})
+	if err != nil {
+		return fmt.Errorf("follow the endings: %w", err)
+	}
+	cc, err := cons.Consume(func(m jetstream.Msg) {
+		e, err := schemas.ParseEvent(m.Data())
+		if err == nil {
+			err = fn(ctx, e)
+		}
+		switch {
+		case err == nil:
+			_ = m.Ack()
+		case ctx.Err() != nil:
+			_ = m.Nak()
+		default:
+			_ = m.NakWithDelay(2 * time.Second)
+		}
+	}, jetstream.PullMaxMessages(1))
+	if err != nil {
+		return fmt.Errorf("follow the endings: %w", err)
+	}
+	select {
+	case <-ctx.Done():
+		cc.Stop()
+		<-cc.Closed()
+		return ctx.Err()
+	case <-cc.Closed():
+		return fmt.Errorf("follow the endings: %w", nats.ErrConnectionClosed)
+	}
+}

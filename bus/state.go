@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Summary is one line about an analysis: a projection of the log, for lists.
+// It can be thrown away and is then made again.
+type Summary struct {
+	Tenant    string          `json:"tenant"`
+	Analysis  string          `json:"analysis"`
+	Sample    schemas.Sample  `json:"sample"`
+	Status    string          `json:"status"` // queued, or the last context event's name
+	Attempt   int             `json:"attempt"`
+	RetryOf   string          `json:"retry_of,omitempty"`
+	Submitted time.Time       `json:"submitted"`
+	Updated   time.Time       `json:"updated"`
+	Ended     bool            `json:"ended"`
+	Outcome   schemas.Outcome `json:"outcome,omitempty"` // once there is a report
+	Verdict   schemas.Verdict `json:"verdict,omitempty"`
+}
+
+// projector is the consumer that keeps the summaries.
+const projector = "projector"
+
+// Project keeps the summaries up to date until ctx is done.
+func (b *Bus) Project(ctx context.Context, log *slog.Logger) error {
+	kv, err := b.js.KeyValue(ctx, kvState)
+	if err != nil {
+		return fmt.Errorf("open the projection: %w", err)
+	}
+	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
+		Durable: projector, AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1, MaxAckPending: 1,
+		FilterSubjects: []string{logPrefix + "*.*.context.>", logPrefix + "*.*.report.json"},
+	})
+	if err != nil {
+		return fmt.Errorf("follow the log: %w", err)
+	}
+	cc, err := cons.Consume(func(m jetstream.Msg) {
+		if err := project(ctx, kv, m); err != nil {
+			if ctx.Err() == nil {
+				log.Error("project an event", "subject", m.Subject(), "error", err)
+			}
+			_ = m.NakWithDelay(time.Second)
+			return
+		}
+		_ = m.Ack()
+	})
+	if err != nil {
+		return fmt.Errorf("follow the log: %w", err)
+	}
+	select {
+	case <-ctx.Done():
+		cc.Stop()
+		<-cc.Closed()
+		return ctx.Err()
+	case <-cc.Closed():
+		return fmt.Errorf("follow the log: %w", nats.ErrConnectionClosed)
+	}
+}
+
+func project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error {
+	tenant, analysis, _, _, ok := analysisOf(m.Subject())
+	if !ok {
+		return nil
+	}
+	e, err := schemas.ParseEvent(m.Data())
+	if err != nil {
+		return nil // not ours to judge; readers of the log will say so
+	}
+	key := tenant + "." + analysis
+	s := Summary{Tenant: tenant, Analysis: analysis}
+	entry, err := kv.Get(ctx, key)
+	if err == nil {
+		err = json.Unmarshal(entry.Value(), &s)
+	} else if errors.Is(err, jetstream.ErrKeyNotFound) {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	s.apply(e)
+	body, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	_, err = kv.Put(ctx, key, body)
+	return err
+}
+
+func (s *Summary) apply(e schemas.Event) {
+	switch {
+	case e.Family() == "report":
+		var r schemas.ReportWritten
+		if e.Decode(&r) == nil {
+			s.Outcome, s.Verdict = r.Outcome, r.Verdict
+		}
+	case e.Name() == schemas.EventSubmitted:
+		var sub schemas.AnalysisSubmitted
+		if e.Decode(&sub) == nil {
+			s.Sample, s.Attempt, s.RetryOf, s.Submitted = sub.Submission.Sample, sub.Attempt, sub.RetryOf, sub.Submission.Submitted
+		}
+		s.Status = e.Name()
+	case e.Name() != schemas.EventAmended:
+		s.Status = e.Name()
+		s.Ended = s.Ended || schemas.Ending(e.Name())
+	}
+	s.Updated = e.Time
+}
+
+// List returns the summaries of a tenant's analyses, the newest first, with
+// those that wait in the queue before them. limit 0 is no limit.
+func (b *Bus) List(ctx context.Context, tenant string, limit int) ([]Summary, error) {
+	kv, err := b.js.KeyValue(ctx, kvState)
+	if err != nil {
+		return nil, fmt.Errorf("open the projection: %w", err)
+	}
+	keys, err := kv.ListKeysFiltered(ctx, tenant+".*")
+	if err != nil {
+		return nil, fmt.Errorf("list the analyses: %w", err)
+	}
+	var names []string
+	known := map[string]bool{}
+	for k := range keys.Keys() {
+		names = append(names, k)
+		known[k] = true
+	}
+	slices.SortFunc(names, func(a, b string) int { return strings.Compare(b, a) }) // ULIDs sort by time
+	var out []Summary
+	err = b.Queued(ctx, func(q QueuedJob) error {
+		if s := q.Submission; s.Tenant == tenant && !known[tenant+"."+s.ID] {
+			out = append(out, Summary{Tenant: tenant, Analysis: s.ID, Sample: s.Sample, Status: "queued", Attempt: 1, Submitted: s.Submitted, Updated: s.Submitted})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(out)
+	for _, k := range names {
+		if limit > 0 && len(out) >= limit {
+			break
+		}
+		e, err := kv.Get(ctx, k)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		var s Summary
+		if json.Unmarshal(e.Value(), &s) == nil {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// Unfinished counts the analyses of a tenant that have no ending yet, by the
+// projection.
+func (b *Bus) Unfinished(ctx context.Context, tenant string) (int, error) {
+	list, err := b.List(ctx, tenant, 0)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, s := range list {
+		if !s.Ended {
+			n++
+		}
+	}
+	return n, nil
+}

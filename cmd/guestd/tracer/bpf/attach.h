@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Attachments. Each function appends one to the task's record and returns
+ * how many bytes it has, or a negative error, in which case nothing was
+ * appended. Limits are constants so that the verifier can follow them.
+ */
+
+#define HEAD 8
+#define LARGE 4096
+#define SMALL 512
+
+inline_ u32 padded(u32 n) { return (n + 7) & ~7u; }
+
+/* finish writes the header of the attachment at off and counts it. */
+inline_ void finish(struct task *t, u32 off, u32 meta, u32 flags, u32 n)
+{
+	struct attachment *a = (void *)&t->data[off];
+
+	a->arg = meta;
+	a->kind = meta >> 8;
+	a->flags = flags;
+	a->length = n;
+	t->rec.attachments++;
+	t->length = off + HEAD + padded(n);
+}
+
+/* zero_tail clears what follows n bytes at p up to a multiple of 8. */
+inline_ void zero_tail(u8 *p, u32 n)
+{
+	u64 *last = (u64 *)(p + (n & ~7u));
+	u32 used = 8 * (n & 7);
+
+	if (used)
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+		*last &= (1ull << used) - 1;
+#else
+		*last &= ~0ull << (64 - used);
+#endif
+}
+
+/* put_empty appends an attachment that holds only flags. */
+inline_ int put_empty(struct task *t, u32 meta, u32 flags)
+{
+	u32 off = t->length;
+
+	if (off > AREA - HEAD)
+		return -1;
+	finish(t, off, meta, flags, 0);
+	return 0;
+}
+
+#define PUT_STRING(READ, MAX)                                               \
+	{                                                                   \
+		s32 n = READ(&t->data[off + HEAD], MAX, (void *)ptr);       \
+		u32 len;                                                    \
+		if (n <= 0)                                                 \
+			return n < 0 ? n : -EFAULT;                         \
+		if (n == MAX)                                               \
+			flags |= ATT_F_TRUNCATED;                           \
+		len = (u32)n - 1;                                           \
+		if (len >= MAX)                                             \
+			return -EFAULT;                                     \
+		zero_tail(&t->data[off + HEAD], len);                       \
+		finish(t, off, meta, flags, len);                           \
+		return len;                                                 \
+	}
+
+/* put_string appends a string of the user's; meta is argument | kind << 8. */
+__noinline int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
+{
+	GUARD(t);
+	u32 off = t->length;
+
+	if (off <= AREA - HEAD - LARGE)
+		PUT_STRING(bpf_probe_read_user_str, LARGE)
+	if (off <= AREA - HEAD - SMALL)
+		PUT_STRING(bpf_probe_read_user_str, SMALL)
+	return put_empty(t, meta, flags | ATT_F_TRUNCATED);
+}
+
+/* put_kernel_string appends a string of the kernel's. */
+__noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
+{
+	GUARD(t);
+	u32 off = t->length, flags = 0;
+
+	if (off <= AREA - HEAD - LARGE)
+		PUT_STRING(bpf_probe_read_kernel_str, LARGE)
+	if (off <= AREA - HEAD - SMALL)
+		PUT_STRING(bpf_probe_read_kernel_str, SMALL)
+	return put_empty(t, meta, ATT_F_TRUNCATED);
+}
+
+#define PUT_BYTES(MAX)                                                      \
+	{                                                                   \
+		s32 err;                                                    \
+		if (n > MAX) {                                              \
+			n = MAX;                                            \
+			flags |= ATT_F_TRUNCATED;                           \
+		}                                                           \
+		*(u64 *)&t->data[off + HEAD + ((n - 1) & (MAX - 8))] = 0;   \
+		err = bpf_probe_read_user(&t->data[off + HEAD], n, (void *)ptr); \
+		if (err)                                                    \
+			return err;                                         \
+		finish(t, off, meta, flags, n);                             \
+		return n;                                                   \
+	}
+
+/* put_bytes appends n bytes of the user's, or as many as there is room for. */
+__noinline int put_bytes(struct task *t, u64 ptr, u32 n, u32 meta, u32 flags)
+{
+	GUARD(t);
+	u32 off = t->length;
+
+	if (n == 0)
+		return 0;
+	if (off <= AREA - HEAD - LARGE)
+		PUT_BYTES(LARGE)
+	if (off <= AREA - HEAD - SMALL)
+		PUT_BYTES(SMALL)
+	return put_empty(t, meta, flags | ATT_F_TRUNCATED);
+}
+
+/* put_some is put_bytes with a limit of its own. */
+inline_ int put_some(struct task *t, u64 ptr, u64 n, u32 limit, u32 meta, u32 flags)
+{
+	if (n > limit) {
+		n = limit;
+		flags |= ATT_F_TRUNCATED;
+	}
+	return put_bytes(t, ptr, n, meta, flags);
+}
+
+/*
+ * Attachments of several pieces. The pieces are read by functions of their own,
+ * so that the verifier does not follow each turn of the loops around them.
+ */
+
+/* piece reads n bytes of the user's to a place in the buffer. */
+__noinline int piece(struct task *t, u32 at, u64 ptr, u32 n)
+{
+	GUARD(t);
+	if (at > AREA - BUFFER || n > BUFFER)
+		return -EFAULT;
+	return bpf_probe_read_user(&t->data[at], n, (void *)ptr);
+}
+
+#define PIECE_STRING 1024
+
+/* piece_string reads a string of the user's and returns its length with NUL. */
+__noinline int piece_string(struct task *t, u32 at, u64 ptr)
+{
+	GUARD(t);
+	if (at > AREA - PIECE_STRING)
+		return -EFAULT;
+	return bpf_probe_read_user_str(&t->data[at], PIECE_STRING, (void *)ptr);
+}
+
+#define PIECE_NAME 256
+
+/* piece_name reads a string of the kernel's and returns its length with NUL. */
+__noinline int piece_name(struct task *t, u32 at, u64 ptr)
+{
+	GUARD(t);
+	if (at > AREA - PIECE_NAME)
+		return -EFAULT;
+	return bpf_probe_read_kernel_str(&t->data[at], PIECE_NAME, (void *)ptr);
+}
+
+/* close_pieces makes n bytes that lie behind the attachments one of them. */
+__noinline int close_pieces(struct task *t, u32 n, u32 meta, u32 flags)
+{
+	u32 off;
+
+	GUARD(t);
+	off = t->length;
+	if (off > AREA - HEAD - LARGE || n > LARGE - 8)
+		return -EFAULT;
+	zero_tail(&t->data[off + HEAD], n);
+	finish(t, off, meta, flags, n);
+	return n;
+}
+
+/* user_word reads a pointer or long of the user's, ~0 if that is not possible. */
+__noinline u64 user_word(u64 at, u32 word)
+{
+	u64 v = 0;
+	u32 w = 0;
+
+	if (word == 4)
+		return bpf_probe_read_user(&w, sizeof(w), (void *)at) ? ~0ull : w;
+	return bpf_probe_read_user(&v, sizeof(v), (void *)at) ? ~0ull : v;
+}
+
+/* How much of an attachment's meta is what in put_iov. */
+#define META_WORD(meta) ((meta) >> 16 & 0xff)
+#define META_FLAGS(meta) ((meta) >> 24)
+
+/* put_iov appends the first bytes of count buffers, of total bytes in all. The
+ * size of a pointer and flags come in meta. */
+__noinline int put_iov(struct task *t, u64 iov, u64 count, u64 total, u32 meta)
+{
+	u32 off, pos = 0, word = META_WORD(meta), flags = META_FLAGS(meta);
+	u64 seen = 0;
+	int i;
+
+	GUARD(t);
+	off = t->length;
+	if (off > AREA - HEAD - LARGE)
+		return put_empty(t, meta, flags | ATT_F_TRUNCATED);
+	for (i = 0; i < 4; i++) {
+		u64 base, length;
+		u32 n;
+
+		if (i >= count || pos >= BUFFER || seen >= total)
+			break;
+		base = user_word(iov, word);
+		length = user_word(iov + word, word);
+		if (base == ~0ull)
+			return -EFAULT;
+		iov += 2 * word;
+		if (length > total - seen)
+			length = total - seen;
+		seen += length;
+		n = length > BUFFER - pos ? BUFFER - pos : length;
+		if (n && piece(t, off + HEAD + pos, base, n))
+			return -EFAULT;
+		pos += n;
+	}
+	if (seen > pos || (seen < total && i < count))
+		flags |= ATT_F_TRUNCATED;
+	return close_pieces(t, pos, meta, flags);
+}
+
+#define ARGV_COUNT 24
+
+/* put_argv appends the strings of a NULL-terminated array. */
+__noinline int put_argv(struct task *t, u64 argv, u32 meta, u32 word, u32 flags)
+{
+	u32 off, pos = 0;
+	int i;
+
+	GUARD(t);
+	off = t->length;
+	if (off > AREA - HEAD - LARGE)
+		return put_empty(t, meta, flags | ATT_F_TRUNCATED);
+	for (i = 0; i < ARGV_COUNT; i++) {
+		u64 ptr = user_word(argv, word);
+		s32 n;
+
+		if (ptr == ~0ull)
+			return -EFAULT;
+		if (!ptr)
+			return close_pieces(t, pos, meta, flags);
+		argv += word;
+		if (pos > LARGE - 8 - PIECE_STRING)
+			break;
+		n = piece_string(t, off + HEAD + pos, ptr);
+		if (n <= 0)
+			return -EFAULT;
+		if (n == PIECE_STRING)
+			flags |= ATT_F_TRUNCATED;
+		pos += n;
+	}
+	return close_pieces(t, pos, meta, flags | ATT_F_TRUNCATED);
+}

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a call's arguments point to: package sysno says what to read. */
+
+#define META(arg, kind) ((u32)(arg) | (kind) << 8)
+
+/* load_mux puts the arguments of a sub-call in the place of the call's own. */
+__noinline int load_mux(struct task *t, u32 is_compat)
+{
+	u64 sub, ptr, *a;
+	int i;
+
+	GUARD(t);
+	a = args(t);
+	sub = a[0];
+	ptr = a[1];
+	if (sub == 0 || sub > 31)
+		return 0;
+	/* The array may end with its page: take what there is. */
+	if (is_compat) {
+		u32 w[6] = {};
+		if (bpf_probe_read_user(w, sizeof(w), (void *)ptr) && bpf_probe_read_user(w, 12, (void *)ptr) &&
+		    bpf_probe_read_user(w, 8, (void *)ptr))
+			return 0;
+		for (i = 0; i < 6; i++)
+			a[i] = w[i];
+	} else {
+		u64 w[6] = {};
+		if (bpf_probe_read_user(w, sizeof(w), (void *)ptr) && bpf_probe_read_user(w, 24, (void *)ptr) &&
+		    bpf_probe_read_user(w, 16, (void *)ptr))
+			return 0;
+		for (i = 0; i < 6; i++)
+			a[i] = w[i];
+	}
+	t->rec.mux = sub;
+	t->spec = cfg.mux_base + (u32)sub;
+	return 1;
+}
+
+inline_ u32 word_of(struct task *t)
+{
+	return t->rec.abi == cfg.abi ? sizeof(u64) : 4;
+}
+
+/* put_msg appends the address and the buffers of a struct msghdr. */
+__noinline int put_msg(struct task *t, u64 msg, u32 arg, u64 total, u32 flags)
+{
+	GUARD(t);
+	u64 name, iov, count;
+	u32 length, word = word_of(t);
+	int err = 0;
+
+	if (word == 4) {
+		u32 m[4] = {};
+		if (bpf_probe_read_user(m, sizeof(m), (void *)msg))
+			return -EFAULT;
+		name = m[0];
+		length = m[1];
+		iov = m[2];
+		count = m[3];
+	} else {
+		u64 m[4] = {};
+		if (bpf_probe_read_user(m, sizeof(m), (void *)msg))
+			return -EFAULT;
+		name = m[0];
+		length = (u32)m[1];
+		iov = m[2];
+		count = m[3];
+	}
+	if (name && length)
+		err = put_some(t, name, length, SOCKADDR, META(arg, ATT_SOCKADDR), flags);
+	if (err >= 0)
+		err = put_iov(t, iov, count, total, META(arg, ATT_BYTES) | word << 16 | flags << 24);
+	return err;
+}
+
+inline_ u64 arg_of(struct task *t, u32 i)
+{
+	return i < 6 ? args(t)[i] : 0;
+}
+
+/* The kind of attachment that a capture makes. */
+inline_ u32 kind_of(u32 capture)
+{
+	switch (capture) {
+	case CAPTURE_STRING:
+	case CAPTURE_PRCTL:
+		return ATT_STRING;
+	case CAPTURE_STRUCT:
+		return ATT_STRUCT;
+	case CAPTURE_SOCKADDR:
+		return ATT_SOCKADDR;
+	case CAPTURE_ARGV:
+		return ATT_ARGV;
+	}
+	return ATT_BYTES;
+}
+
+/* capture_one reads what argument i points to, which the kernel reads too. */
+__noinline int capture_one(struct task *t, u32 i, u32 flags)
+{
+	GUARD(t);
+	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
+	u32 kind, param;
+	u64 ptr, old = ~0ull;
+
+	if (i >= 6)
+		return 0;
+	kind = s->kind[i];
+	param = s->param[i];
+	ptr = args(t)[i];
+	if (!ptr)
+		return 0;
+	switch (kind) {
+	case CAPTURE_PRCTL:
+		if ((u32)args(t)[0] != PR_SET_NAME)
+			return 0;
+		return put_string(t, ptr, META(i, ATT_STRING), flags);
+	case CAPTURE_STRING:
+		return put_string(t, ptr, META(i, ATT_STRING), flags);
+	case CAPTURE_IN:
+		return put_some(t, ptr, arg_of(t, param), BUFFER, META(i, ATT_BYTES), flags);
+	case CAPTURE_STRUCT:
+		return put_some(t, ptr, param, BUFFER, META(i, ATT_STRUCT), flags);
+	case CAPTURE_SOCKADDR:
+		return put_some(t, ptr, (u32)arg_of(t, param), SOCKADDR, META(i, ATT_SOCKADDR), flags);
+	case CAPTURE_IOV:
+		return put_iov(t, ptr, (u32)arg_of(t, param), old, META(i, ATT_BYTES) | word_of(t) << 16 | flags << 24);
+	case CAPTURE_MSG:
+	case CAPTURE_MMSG:
+		return put_msg(t, ptr, i, old, flags);
+	case CAPTURE_ARGV:
+		return put_argv(t, ptr, META(i, ATT_ARGV), word_of(t), flags);
+	}
+	return 0;
+}
+
+/* capture_in reads at the beginning of a call; what fails is tried again. */
+__noinline int capture_in(struct task *t, u32 which)
+{
+	u32 i;
+
+	GUARD(t);
+	for (i = 0; i < 6; i++)
+		if (which >> i & 1 && capture_one(t, i, 0) < 0)
+			t->retry |= 1 << i;
+	return 0;
+}
+
+/* unreadable says that argument i could not be read. */
+__noinline int unreadable(struct task *t, u32 i)
+{
+	GUARD(t);
+	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
+
+	if (i < 6)
+		put_empty(t, META(i, kind_of(s->kind[i])), ATT_F_UNREADABLE);
+	return 0;
+}
+
+/* mark_pending makes a record that leaves now say what it lacks. */
+__noinline int mark_pending(struct task *t)
+{
+	GUARD(t);
+	u32 i;
+
+	if (t->retry)
+		for (i = 0; i < 6; i++)
+			if (t->retry >> i & 1)
+				unreadable(t, i);
+	return 0;
+}
+
+/* capture_result reads what the kernel has written to argument i. */
+__noinline int capture_result(struct task *t, u32 i)
+{
+	GUARD(t);
+	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
+	u64 ptr, n = t->rec.result;
+	u32 kind, param, length = 0;
+
+	if (i >= 6)
+		return 0;
+	kind = s->kind[i];
+	param = s->param[i];
+	ptr = args(t)[i];
+	if (!ptr)
+		return 0;
+	switch (kind) {
+	case CAPTURE_OUT:
+		if (n > arg_of(t, param))
+			n = arg_of(t, param);
+		return put_some(t, ptr, n, BUFFER, META(i, ATT_BYTES), 0);
+	case CAPTURE_OUT_STRUCT:
+		return put_some(t, ptr, param, BUFFER, META(i, ATT_STRUCT), 0);
+	case CAPTURE_OUT_SOCKADDR:
+		if (bpf_probe_read_user(&length, sizeof(length), (void *)arg_of(t, param)))
+			return -EFAULT;
+		return put_some(t, ptr, length, SOCKADDR, META(i, ATT_SOCKADDR), 0);
+	case CAPTURE_OUT_IOV:
+		return put_iov(t, ptr, (u32)arg_of(t, param), n, META(i, ATT_BYTES) | word_of(t) << 16);
+	case CAPTURE_OUT_MSG:
+		return put_msg(t, ptr, i, n, 0);
+	case CAPTURE_OUT_MMSG:
+		return n ? put_msg(t, ptr, i, BUFFER, 0) : 0;
+	}
+	return 0;
+}
+
+/* capture_out reads at the end of a call. */
+__noinline int capture_out(struct task *t, u32 which)
+{
+	u32 i, retry;
+
+	GUARD(t);
+	retry = t->retry;
+	t->retry = 0;
+	if (t->rec.result >= 0) {
+		if (specs[t->spec & (MAX_SPECS - 1)].flags & SPEC_EXEC)
+			retry = 0; /* the memory is another program's; the exec record has it all */
+	} else {
+		which = 0;
+	}
+	for (i = 0; i < 6; i++) {
+		if (retry >> i & 1 && capture_one(t, i, ATT_F_AT_EXIT) < 0) {
+			unreadable(t, i);
+			stats()->unreadable++;
+		}
+		if (which >> i & 1 && capture_result(t, i) < 0) {
+			unreadable(t, i);
+			stats()->unreadable++;
+		}
+	}
+	return 0;
+}

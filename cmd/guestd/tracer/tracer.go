@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Package tracer records the system calls of the sample's processes by BPF
+// programs in the guest's kernel (bpf/), and hands them over in the format of
+// package trace.
+//
+// Nothing is attached to the sample itself, so that it cannot see the tracer by
+// looking at its own state: TracerPid stays 0. Who is recorded is decided in the
+// kernel: [Tracer.Arm] marks a thread of guestd, its children are armed, and an
+// armed process is recorded from its first exec on, with all of its
+// descendants. What guestd's own fork does before that exec is not.
+//
+// The tracer neither interprets nor filters: package sysno says what to capture
+// of a call, the host what it means.
+package tracer
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/petri-sandbox/petri/schemas/sysno"
+	"github.com/petri-sandbox/petri/schemas/trace"
+)
+
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfel.o
+//go:generate llvm-strip-14 -g tracer_bpfel.o
+
+//go:embed tracer_bpfel.o
+var objectLE []byte
+
+// ErrOffsets says that the configuration does not fit: it is none, or that of
+// another kernel.
+var ErrOffsets = errors.New("unusable kernel offsets")
+
+// DefaultRing is the size of the ring between kernel and guestd.
+const DefaultRing = 8 << 20
+
+// Config says how to trace. Offsets is required.
+type Config struct {
+	// Offsets is what sandboxd/image.KernelOffsets made of the kernel that runs.
+	Offsets []byte
+	// Ring is the ring's size in bytes, a power of two; 0 is [DefaultRing].
+	Ring int
+	// NoHelpers leaves out programs that the kernel itself starts, such as that
+	// of core_pattern. Otherwise they are recorded once anything is.
+	NoHelpers bool
+}
+
+// A Tracer is loaded and attached. Its methods may be called by several
+// goroutines at once.
+type Tracer struct {
+	coll  *ebpf.Collection
+	links []link.Link
+	ring  *ring
+	ctl   *control
+	slots *slots
+	abi   sysno.ABI
+
+	// lock holds one token: whoever has it owns the ring's reader and encoder.
+	lock    chan struct{}
+	enc     *trace.Encoder // nil while nobody runs
+	threads threads
+	made    uint64 // records that guestd itself has added
+}
+
+// Load loads the BPF programs and attaches them. From then on every system call
+// of the guest pays for looking whether it is to be recorded; nothing is until
+// [Tracer.Arm]. The caller closes the Tracer.
+func Load(cfg Config) (*Tracer, error) {
+	o, err := parseOffsets(cfg.Offsets)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(objectLE))
+	if err != nil {
+		return nil, fmt.Errorf("parse BPF object: %w", err)
+	}
+	abi, err := configure(spec, o, cfg)
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load BPF programs: %w", err)
+	}
+	t := &Tracer{coll: coll, abi: abi, lock: make(chan struct{}, 1), threads: threads{}}
+	t.lock <- struct{}{}
+	if err := t.attach(); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+func (t *Tracer) attach() (err error) {
+	if t.ring, err = newRing(t.coll.Maps["ring"]); err != nil {
+		return err
+	}
+	if t.ctl, err = newControl(t.coll.Maps[".data.ctl"]); err != nil {
+		return err
+	}
+	if t.slots, err = newSlots(t.coll.Maps["slots"], t.ctl); err != nil {
+		return err
+	}
+	// The life of processes first: nobody is tracked before it is followed.
+	for _, p := range []struct{ tracepoint, program string }{
+		{"sched_process_fork", "process_fork"},
+		{"sched_process_exec", "process_exec"},
+		{"sched_process_exit", "process_exit"},
+		{"sys_exit", "sys_exit"},
+		{"sys_enter", "sys_enter"},
+	} {
+		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: p.tracepoint, Program: t.coll.Programs[p.program]})
+		if err != nil {
+			return fmt.Errorf("attach to tracepoint %s: %w", p.tracepoint, err)
+		}
+		t.links = append(t.links, l)
+	}
+	return nil
+}
+
+// Arm says that processes forked by that thread of guestd, which must stay
+// locked to its goroutine, are to be recorded from their first exec on. Up to
+// eight threads can be armed.
+func (t *Tracer) Arm(tid int) error { return t.ctl.arm(uint32(tid)) }
+
+// Disarm takes Arm back for processes that are forked from then on.
+func (t *Tracer) Disarm(tid int) { t.ctl.disarm(uint32(tid)) }
+
+// Close detaches and unloads everything. Run must have returned.
+func (t *Tracer) Close() error {
+	var errs []error
+	for _, l := range t.links {
+		errs = append(errs, l.Close())
+	}
+	if t.ring != nil {
+		errs = append(errs, t.ring.close())
+	}
+	if t.slots != nil {
+		errs = append(errs, t.slots.close())
+	}
+	if t.ctl != nil {
+		errs = append(errs, t.ctl.close())
+	}
+	t.coll.Close()
+	return errors.Join(errs...)
+}
+
+// CPUStats are the counters of one CPU since the Tracer was loaded.
+type CPUStats struct {
+	CPU        int
+	Produced   uint64 // records, with those lost
+	Lost       uint64 // records that found no room in the ring
+	Unreadable uint64 // attachments that could not be read
+	Untracked  uint64 // tasks that could not be recorded for lack of memory
+}
+
+// Stats returns the counters of every CPU that has made a record, and of the
+// first one in any case. Records that guestd itself adds count as the first
+// CPU's.
+func (t *Tracer) Stats() []CPUStats {
+	all := t.ctl.stats()
+	all[0].Produced += t.madeSoFar()
+	out := all[:1]
+	for _, s := range all[1:] {
+		if s.Produced+s.Untracked > 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (t *Tracer) totals() (produced, lost, unreadable uint64) {
+	for _, s := range t.ctl.stats() {
+		produced += s.Produced
+		lost += s.Lost
+		unreadable += s.Unreadable
+	}
+	return produced + t.madeSoFar(), lost, unreadable
+}
+
+// pageSize is the kernel's.
+var pageSize = os.Getpagesize()

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package app wires Petri's parts to each other: the bus to what sandboxd,
+// analyzers and reporters ask for, and the daemons to one process tree. It is
+// what the programs in cmd have in common, and holds no logic of its own.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Version of Petri.
+const Version = "0.1.0"
+
+// Config is what all programs agree on.
+type Config struct {
+	Data   string // directory of the server's data, the sandbox and the credentials
+	Cache  string // directory of guests' images; may be thrown away
+	NATS   string // URL of a server of the user's own; empty: the embedded one
+	Listen string // address of the embedded server; empty: a free port
+	Accel  string // auto, kvm or tcg
+	Guestd string // directory of the guest agents; empty: beside this program
+
+	Parallel int   // analyses at once
+	Memory   int64 // of a guest, bytes
+	Verbose  bool
+}
+
+// DefaultData is where data is kept: /var/lib/petri for root, else below the
+// user's own data directory (XDG Base Directory Specification).
+func DefaultData() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/petri"
+	}
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "petri")
+	}
+	return filepath.Join(home(), ".local", "share", "petri")
+}
+
+// DefaultCache is where guests' images are kept.
+func DefaultCache() string {
+	if d := os.Getenv("XDG_CACHE_HOME"); d != "" {
+		return filepath.Join(d, "petri")
+	}
+	if os.Geteuid() == 0 {
+		return "/var/cache/petri"
+	}
+	return filepath.Join(home(), ".cache", "petri")
+}
+
+func home() string {
+	if h, err := os.UserHomeDir(); err == nil {
+		return h
+	}
+	return "."
+}
+
+// guestdDir is where the agents lie: beside the program, or in lib/petri.
+func (c *Config) guestdDir() string {
+	if c.Guestd != "" {
+		return c.Guestd
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return "."
+	}
+	dir := filepath.Dir(exe)
+	if lib := filepath.Join(dir, "..", "lib", "petri"); fileExists(filepath.Join(lib, "guestd-amd64")) {
+		return lib
+	}
+	return dir
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// address is how to reach the server.
+func (c *Config) address() (bus.Address, error) {
+	if c.NATS != "" {
+		return bus.Address{URL: c.NATS}, nil
+	}
+	return bus.ReadAddress(c.Data)
+}
+
+// Connect connects to the server that runs. If none does, the error wraps
+// [ErrNotRunning].
+func (c *Config) Connect(ctx context.Context, name string) (*bus.Bus, error) {
+	a, err := c.address()
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, fmt.Errorf("%w on %s (start it: petri up)", ErrNotRunning, c.Data)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	b, err := bus.Connect(ctx, a, name)
+	if err != nil && c.NATS == "" {
+		return nil, fmt.Errorf("%w on %s: %w (start it: petri up)", ErrNotRunning, c.Data, err)
+	}
+	return b, err
+}
+
+// ErrNotRunning says that no Petri runs on a data directory.
+var ErrNotRunning = errors.New("no Petri runs")
+
+// Logger writes for people, one line an entry.
+func Logger(w io.Writer, verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// artifactCaps bound what one artifact of a kind may have, in bytes.
+var artifactCaps = bus.Caps{
+	schemas.KindSample:  100 << 20,
+	schemas.KindDropped: 32 << 20,
+	schemas.KindConsole: 4 << 20,
+	schemas.KindMemory:  16 << 30,
+	"template-part":     16 << 30,
+}

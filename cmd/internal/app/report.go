@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/reporters/fold"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// documents reads result documents out of the store.
+type documents struct {
+	ctx context.Context //nolint:containedctx // of one fold
+	b   *bus.Bus
+}
+
+func (d documents) Document(digest schemas.Digest, limit int64) ([]byte, error) {
+	return d.b.Artifacts().ReadAll(d.ctx, digest, limit)
+}
+
+// Fold makes an analysis' report out of its log.
+func Fold(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas.Report, int, error) {
+	f := fold.New()
+	err := b.Read(ctx, tenant, analysis, 0, func(e bus.Entry) error {
+		f.Add(e.Event)
+		return nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err := f.Report(documents{ctx, b})
+	if errors.Is(err, fold.ErrNoSubmission) {
+		return nil, 0, fmt.Errorf("analysis %s: %w (petri list shows those there are)", analysis, bus.ErrNotFound)
+	}
+	return r, f.Events(), err
+}
+
+// RunReporter writes the report of every analysis that ends, and again when
+// something comes after its ending, until ctx is done.
+func RunReporter(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
+	b, err := c.Connect(ctx, "reporter")
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	ready()
+	return b.Endings(ctx, "reporter", func(ctx context.Context, e schemas.Event) error {
+		err := writeReport(ctx, b, e)
+		if err != nil {
+			log.Error("write a report", "analysis", e.Analysis, "error", err)
+		}
+		return err
+	})
+}
+
+func writeReport(ctx context.Context, b *bus.Bus, e schemas.Event) error {
+	r, n, err := Fold(ctx, b, e.Tenant, e.Analysis)
+	if err != nil {
+		return err
+	}
+	body, err := fold.Encode(r)
+	if err != nil {
+		return err
+	}
+	d, size, err := b.Reports().Put(ctx, "report", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	w := schemas.ReportWritten{Format: "json", SHA256: d, Size: size, Events: n, Outcome: r.Outcome.Value, Verdict: r.Verdict.Value}
+	// The id is that of the bytes: the same report is announced once.
+	ev, err := schemas.NewEvent(e.Tenant, e.Analysis, e.Analysis+"/report/json/"+d.Token(), time.Now(), schemas.OriginHost, w)
+	if err != nil {
+		return err
+	}
+	return b.PublishReport(ctx, ev, "json")
+}

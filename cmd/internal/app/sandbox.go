@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/sandboxd"
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
+	"github.com/petri-sandbox/petri/sandboxd/hooks"
+	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// SupervisorCommand is the hidden command of petri and sandboxd that runs
+// [supervisor.Main].
+const SupervisorCommand = "supervisor"
+
+// RunSandbox is sandboxd: it takes jobs until ctx is done. ready is called
+// when it does.
+func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
+	b, err := c.Connect(ctx, "sandboxd")
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	// A second sandbox of the same id would take the first one's machines for
+	// a dead one's.
+	lock, err := bus.LockFile(c.Data, "sandbox.lock")
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	id, err := sandboxID(c.Data)
+	if err != nil {
+		return err
+	}
+	fl, err := c.Fleet(id, b, log)
+	if err != nil {
+		return err
+	}
+	queue, err := b.Queue(ctx, image.Arches())
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname()
+	w := sandboxd.NewWorker(logAdapter{b}, storeAdapter{b.Artifacts().WithCaps(artifactCaps)}, jobsAdapter{b, queue}, endingsAdapter{b}, fl, sandboxd.Options{
+		ID: id, Host: host, Version: Version, Dir: filepath.Join(c.Data, "run"), Parallel: c.Parallel, Slog: log,
+		InstallHooks: installHooks, Describe: fl.Describe, Reap: fl.Reap,
+	})
+	ready()
+	return w.Run(ctx)
+}
+
+// Fleet makes the machines of this host.
+func (c *Config) Fleet(id string, b *bus.Bus, log *slog.Logger) (*fleet.Fleet, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	var store sandboxd.Store
+	if b != nil {
+		store = storeAdapter{b.Artifacts().WithCaps(artifactCaps)}
+	}
+	return fleet.New(fleet.Options{
+		ID: id, Images: c.Images(func(format string, args ...any) { log.Info(fmt.Sprintf(format, args...)) }),
+		Store: store, Accel: c.Accel, Memory: c.Memory, Slog: log,
+		Supervisor: supervisor.Privileges{Program: exe, Args: []string{SupervisorCommand}},
+	}), nil
+}
+
+// Images builds and finds guests' images.
+func (c *Config) Images(log func(format string, args ...any)) *image.Builder {
+	return &image.Builder{Cache: c.Cache, Guestd: c.guestdDir(), Log: log}
+}
+
+// sandboxID is the name of the sandbox that lives on a data directory.
+func sandboxID(data string) (string, error) {
+	path := filepath.Join(data, "sandbox-id")
+	if b, err := os.ReadFile(path); err == nil {
+		if id := strings.TrimSpace(string(b)); schemas.ValidID(id) {
+			return id, nil
+		}
+	}
+	id := schemas.NewID(time.Now())
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, []byte(id+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("write the sandbox's id: %w", err)
+	}
+	return id, os.Rename(tmp, path)
+}
+
+func installHooks(c *sandboxd.Context, text string) error {
+	if text == "" {
+		text = hooks.Default
+	}
+	cfg, err := hooks.Parse(text)
+	if err != nil {
+		return err
+	}
+	return cfg.Install(c)
+}
+
+// logAdapter gives sandboxd the log.
+type logAdapter struct{ *bus.Bus }
+
+func (l logAdapter) OpenContext(ctx context.Context, tenant, analysis string) (sandboxd.ContextLog, error) {
+	w, err := l.Bus.OpenContext(ctx, tenant, analysis)
+	if err != nil {
+		return nil, err
+	}
+	return contextWriter{w}, nil
+}
+
+type contextWriter struct{ *bus.ContextWriter }
+
+func (w contextWriter) Write(ctx context.Context, e schemas.Event) error {
+	err := w.ContextWriter.Write(ctx, e)
+	if errors.Is(err, bus.ErrFenced) {
+		return fmt.Errorf("%w: %w", sandboxd.ErrFenced, err)
+	}
+	return err
+}
+
+// storeAdapter gives sandboxd the store.
+type storeAdapter struct{ *bus.Store }
+
+func (s storeAdapter) Open(ctx context.Context, d schemas.Digest) (io.ReadCloser, int64, error) {
+	r, o, err := s.Store.Open(ctx, d)
+	return r, o.Size, err
+}
+
+// jobsAdapter gives sandboxd the queue.
+type jobsAdapter struct {
+	b *bus.Bus
+	q *bus.Queue
+}
+
+func (j jobsAdapter) Claim(ctx context.Context) (sandboxd.Job, error) {
+	job, err := j.q.Claim(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return jobAdapter{job}, nil
+}
+
+func (j jobsAdapter) Release(token string) error { return j.b.ReleaseByToken(token) }
+
+type jobAdapter struct{ j *bus.Job }
+
+func (j jobAdapter) Submission() schemas.Submission    { return j.j.Submission }
+func (j jobAdapter) Token() string                     { return j.j.ReleaseToken() }
+func (j jobAdapter) Keepalive(ctx context.Context)     { j.j.Keepalive(ctx) }
+func (j jobAdapter) Done(ctx context.Context) error    { return j.j.Done(ctx) }
+func (j jobAdapter) Release(after time.Duration) error { return j.j.Release(after) }
+
+// endingsAdapter gives sandboxd the wait and the ending.
+type endingsAdapter struct{ *bus.Bus }
+
+func (e endingsAdapter) Events(ctx context.Context, tenant, analysis string) ([]schemas.Event, error) {
+	entries, err := e.Context(ctx, tenant, analysis)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]schemas.Event, len(entries))
+	for i := range entries {
+		out[i] = entries[i].Event
+	}
+	return out, nil
+}
+
+func (e endingsAdapter) Hold(ctx context.Context, analysis, worker string) {
+	e.HoldLease(ctx, analysis, worker)
+}
+
+func (e endingsAdapter) Holder(ctx context.Context, analysis string) (string, error) {
+	l, err := e.Leased(ctx, analysis)
+	if errors.Is(err, bus.ErrNotFound) {
+		return "", nil
+	}
+	return l.Worker, err
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/petri-sandbox/petri/bus"
+)
+
+// RunBus is the bus' own process: the embedded server, unless there is one of
+// the user's, the clerk, and the projection for lists. It runs until ctx is
+// done; ready is called when clients may connect.
+func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
+	b, limits, stop, err := openBus(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := b.Reconcile(ctx, limits.Limits); err != nil {
+		return err
+	}
+	if limits.announce != nil {
+		if err := limits.announce(); err != nil {
+			return err
+		}
+	}
+	ready()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return bus.NewClerk(b, log).Run(ctx) })
+	g.Go(func() error { return b.Project(ctx, log) })
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// assets is how the server's assets are made.
+type assets struct {
+	bus.Limits
+	announce func() error // that they are there; nil where nobody looks for it
+}
+
+func openBus(ctx context.Context, c Config, log *slog.Logger) (*bus.Bus, assets, func(), error) {
+	if c.NATS != "" {
+		b, err := bus.Connect(ctx, bus.Address{URL: c.NATS}, "bus")
+		if err != nil {
+			return nil, assets{}, nil, err
+		}
+		return b, assets{}, b.Close, nil
+	}
+	s, err := bus.StartServer(c.Data, bus.ServerOptions{Listen: c.Listen, Log: log})
+	if err != nil {
+		return nil, assets{}, nil, err
+	}
+	b, err := s.Connect(ctx, "bus")
+	if err != nil {
+		s.Close()
+		return nil, assets{}, nil, err
+	}
+	announce := func() error { return errors.Join(s.SyncAssets(), s.Announce()) }
+	return b, assets{Limits: s.Limits(), announce: announce}, func() {
+		b.Close()
+		s.Close()
+	}, nil
+}
+
+// OpenLog opens the log and the store of a data directory on which nothing
+// runs, for reading: with a server in this process.
+func (c *Config) OpenLog(ctx context.Context) (*bus.Bus, func(), error) {
+	if _, err := os.Stat(filepath.Join(c.Data, "jetstream")); err != nil {
+		return nil, nil, fmt.Errorf("there is no log on %s yet (petri run FILE makes one; another directory: --data DIR)", c.Data)
+	}
+	s, err := bus.StartServer(c.Data, bus.ServerOptions{})
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := s.Connect(ctx, "reader")
+	if err != nil {
+		s.Close()
+		return nil, nil, err
+	}
+	return b, func() {
+		b.Close()
+		s.Close()
+	}, nil
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/petri-sandbox/petri/analyzers/all"
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/sandboxd/hooks"
+	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/petri-sandbox/petri/sandboxd/protocol"
+	"github.com/petri-sandbox/petri/schemas"
+	"github.com/petri-sandbox/petri/schemas/elfid"
+)
+
+// ErrBadInput says that what was submitted cannot be analysed, and that it is
+// the submitter's to mend.
+var ErrBadInput = errors.New("bad input")
+
+// BadInput is an error of what was submitted.
+func BadInput(format string, args ...any) error {
+	return badInput{fmt.Errorf(format, args...)}
+}
+
+type badInput struct{ error }
+
+func (b badInput) Is(target error) bool { return target == ErrBadInput }
+func (b badInput) Unwrap() error        { return b.error }
+
+// DefaultMaxSample is how large a sample may be, in bytes.
+const DefaultMaxSample = 100 << 20
+
+// Bounds of the runtime that may be asked for.
+const (
+	MinRuntime     = time.Second
+	MaxRuntime     = time.Hour
+	DefaultRuntime = 20 * time.Second
+)
+
+// Request is what a user submits.
+type Request struct {
+	Path     string // of the sample on this host
+	Protocol string // path of a protocol; empty: the default one
+	Hooks    string // path of a hooks' configuration; empty: the default one
+	Options  schemas.Options
+	Expected []string // analyzers; nil: all that Petri brings
+}
+
+// Prepared is a checked request with its sample open.
+type Prepared struct {
+	Submission schemas.Submission
+	file       *os.File
+}
+
+// Prepare opens and checks everything that can be checked before anything is
+// started. Its errors are [ErrBadInput].
+func Prepare(r Request) (*Prepared, error) {
+	o := r.Options
+	if o.Runtime == 0 {
+		o.Runtime = schemas.Duration(DefaultRuntime)
+	}
+	if d := o.Runtime.D(); d < MinRuntime || d > MaxRuntime {
+		return nil, BadInput("--runtime %s is not between %s and %s", d, MinRuntime, MaxRuntime)
+	}
+	text, err := readConfig(r.Protocol, protocol.Default)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := protocol.Parse(text); err != nil {
+		return nil, BadInput("protocol %s: %w", name(r.Protocol), err)
+	}
+	hooksText, err := readConfig(r.Hooks, "")
+	if err != nil {
+		return nil, err
+	}
+	if hooksText != "" {
+		if _, err := hooks.Parse(hooksText); err != nil {
+			return nil, BadInput("%s: %w", r.Hooks, err)
+		}
+	}
+	if o.MaxSample == 0 {
+		o.MaxSample = DefaultMaxSample
+	}
+	f, size, err := openSample(r.Path, o.MaxSample)
+	if err != nil {
+		return nil, err
+	}
+	typ, err := elfid.Classify(f, size)
+	if err != nil {
+		f.Close()
+		return nil, BadInput("read %q: %w", r.Path, err)
+	}
+	expected := r.Expected
+	if expected == nil {
+		for _, a := range all.List() {
+			expected = append(expected, a.Info().Name)
+		}
+	}
+	now := time.Now().UTC()
+	return &Prepared{file: f, Submission: schemas.Submission{
+		ID: schemas.NewID(now), Tenant: schemas.DefaultTenant, Profile: profile(&typ, len(o.Command) > 0),
+		Sample:   schemas.Sample{Name: filepath.Base(r.Path), Size: size, Type: typ},
+		Protocol: text, Hooks: hooksText, Options: o, Expected: expected, Submitted: now,
+	}}, nil
+}
+
+func name(path string) string {
+	if path == "" {
+		return "default"
+	}
+	return path
+}
+
+// profile says which guest a sample needs, and if there is none why. With a
+// command of its own a sample need not be a program.
+func profile(t *schemas.SampleType, command bool) string {
+	if command {
+		t.Unsupported = ""
+	}
+	if slices.Contains(image.Arches(), t.Arch) {
+		return t.Arch
+	}
+	if t.Format == elfid.FormatELF && !command && t.Unsupported == "" {
+		t.Unsupported = fmt.Sprintf("no guest runs %s; there are guests for %s", t.Description, strings.Join(image.Arches(), ", "))
+	}
+	return image.Arches()[0]
+}
+
+const maxConfig = 1 << 20
+
+func readConfig(path, def string) (string, error) {
+	if path == "" {
+		return def, nil
+	}
+	f, err := openRegular(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	if err != nil {
+		return "", BadInput("read %q: %w", path, unwrapPath(err))
+	}
+	return string(b), nil
+}
+
+// openRegular opens a file without hanging on a pipe or a device.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, BadInput("read %q: %w", path, unwrapPath(err))
+	}
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+		f.Close()
+		return nil, BadInput("read %q: %w", path, unwrapPath(err))
+	case fi.IsDir():
+		f.Close()
+		return nil, BadInput("%q is a directory: name a file in it", path)
+	case !fi.Mode().IsRegular():
+		f.Close()
+		return nil, BadInput("%q is no regular file", path)
+	}
+	return f, nil
+}
+
+func unwrapPath(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+func openSample(path string, limit int64) (*os.File, int64, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, BadInput("read %q: %w", path, unwrapPath(err))
+	}
+	switch n := fi.Size(); {
+	case n == 0:
+		f.Close()
+		return nil, 0, BadInput("%q is empty: there is nothing to run", path)
+	case n > limit:
+		f.Close()
+		return nil, 0, BadInput("%q has %d bytes; %d are allowed (raise it: --max-sample %dM)", path, n, limit, n>>20+1)
+	}
+	return f, fi.Size(), nil
+}
+
+// Submit stores the sample and puts the submission into the queue. The
+// submission's digest is known from then on.
+func (p *Prepared) Submit(ctx context.Context, b *bus.Bus) error {
+	if _, err := p.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	caps := bus.Caps{schemas.KindSample: p.Submission.Options.MaxSample}
+	d, n, err := b.Artifacts().WithCaps(caps).Put(ctx, schemas.KindSample, p.file)
+	if err != nil {
+		return fmt.Errorf("store the sample: %w", err)
+	}
+	if n != p.Submission.Sample.Size {
+		return BadInput("%q changed while it was read", p.Submission.Sample.Name)
+	}
+	p.Submission.Sample.SHA256 = d
+	return b.Submit(ctx, p.Submission)
+}
+
+// Close closes the sample.
+func (p *Prepared) Close() { p.file.Close() }

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
+	"github.com/petri-sandbox/petri/sandboxd/image"
+)
+
+// check is one line of the doctor's.
+type check struct {
+	What   string `json:"what"`
+	Status string `json:"status"` // ok, warning or error
+	Detail string `json:"detail"`
+	Fix    string `json:"fix,omitempty"`
+}
+
+func doctorCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Check what this machine has and lacks for Petri",
+		Long: `Check what this machine has and lacks for Petri. Whether guests run on KVM is
+found out by booting one; that is done once per boot of this machine.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			cfg, err := g.config()
+			if err != nil {
+				return err
+			}
+			checks := examine(ctx, cfg)
+			if g.json {
+				err = printJSON(os.Stdout, checks)
+			} else {
+				printChecks(checks)
+			}
+			for _, k := range checks {
+				if k.Status == "error" {
+					return errors.Join(err, exitError{code: codeError})
+				}
+			}
+			return err
+		},
+	}
+}
+
+func printChecks(checks []check) {
+	styled := color(os.Stdout)
+	for _, k := range checks {
+		mark, sgr := "ok", "32"
+		switch k.Status {
+		case "warning":
+			mark, sgr = "!", "33"
+		case "error":
+			mark, sgr = "✗", "31"
+		}
+		mark = fmt.Sprintf("%-3s", mark)
+		if styled {
+			mark = "\x1b[" + sgr + "m" + mark + "\x1b[0m"
+		}
+		fmt.Printf("%s %-12s %s\n", mark, k.What, term.Clean(k.Detail))
+		if k.Fix != "" {
+			fmt.Printf("    %-12s → %s\n", "", k.Fix)
+		}
+	}
+}
+
+func examine(ctx context.Context, cfg app.Config) []check {
+	arch := image.Arches()[0]
+	checks := []check{checkQEMU(ctx, arch), checkImage(ctx, cfg, arch)}
+	if checks[0].Status == "ok" && checks[1].Status == "ok" {
+		checks = append(checks, checkAccel(ctx, cfg, arch))
+	}
+	return append(checks, checkPrivileges(), checkDisk("data", cfg.Data), checkDisk("cache", cfg.Cache), checkNode(ctx, cfg))
+}
+
+func checkQEMU(ctx context.Context, arch string) check {
+	q, err := fleet.FindQEMU(ctx, arch)
+	if err != nil {
+		return check{"qemu", "error", err.Error(), "make setup"}
+	}
+	return check{"qemu", "ok", q.Version + ", " + q.Path, ""}
+}
+
+func checkImage(ctx context.Context, cfg app.Config, arch string) check {
+	img, err := cfg.Images(nil).Open(ctx, arch)
+	if err == nil {
+		err = img.Verify()
+	}
+	if err != nil {
+		return check{"guest", "error", err.Error(), "petri guest build " + arch}
+	}
+	return check{"guest", "ok", fmt.Sprintf("%s, Linux %s", arch, img.KernelRelease), ""}
+}
+
+func checkAccel(ctx context.Context, cfg app.Config, arch string) check {
+	fl, err := cfg.Fleet("doctor", nil, app.Logger(os.Stderr, false))
+	if err != nil {
+		return check{"accelerator", "error", err.Error(), ""}
+	}
+	a, err := fl.ChooseAccel(ctx, arch)
+	if err != nil {
+		return check{"accelerator", "error", err.Error(), ""}
+	}
+	c := check{"accelerator", "ok", a.Name + ": " + a.Reason, ""}
+	if a.Name == "tcg" {
+		c.Status = "warning"
+		c.Fix = "guests are emulated, and some ten times slower than on a machine with KVM"
+	}
+	return c
+}
+
+func checkPrivileges() check {
+	if os.Geteuid() == 0 {
+		return check{"privileges", "ok", "root: each machine is a user of its own, in namespaces of its own", ""}
+	}
+	return check{"privileges", "ok", "a plain user: machines run in a user namespace where the kernel allows it", ""}
+}
+
+// lowDisk is when a disk has too little room for an analysis.
+const lowDisk = 2 << 30
+
+func checkDisk(what, dir string) check {
+	for d := dir; ; d = parent(d) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(d, &st); err != nil {
+			if d == "/" || d == "." {
+				return check{what, "error", dir + ": " + err.Error(), ""}
+			}
+			continue
+		}
+		free := int64(st.Bavail) * st.Bsize
+		c := check{what, "ok", fmt.Sprintf("%s, %s free", dir, term.Size(free)), ""}
+		if free < lowDisk {
+			c.Status, c.Fix = "error", "make room, or choose another directory: --"+what+" DIR"
+		}
+		return c
+	}
+}
+
+func parent(dir string) string {
+	for i := len(dir) - 1; i > 0; i-- {
+		if dir[i] == '/' {
+			return dir[:i]
+		}
+	}
+	return "/"
+}
+
+func checkNode(ctx context.Context, cfg app.Config) check {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	b, err := cfg.Connect(ctx, "doctor")
+	if errors.Is(err, app.ErrNotRunning) {
+		return check{"node", "ok", "none runs on " + cfg.Data + " (petri run starts its own; petri up keeps one)", ""}
+	}
+	if err != nil {
+		return check{"node", "error", err.Error(), ""}
+	}
+	defer b.Close()
+	alive, err := b.Alive(ctx)
+	if err != nil {
+		return check{"node", "error", err.Error(), "see the logs in " + cfg.Data + "/log"}
+	}
+	return check{"node", "ok", fmt.Sprintf("runs on %s, %d analyzers", cfg.Data, len(alive)), ""}
+}

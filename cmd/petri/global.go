@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
+)
+
+// global are the flags that every command has.
+type global struct {
+	cfg      app.Config
+	memoryMB int64
+	json     bool
+}
+
+func (g *global) flags(f *pflag.FlagSet) {
+	f.StringVar(&g.cfg.Data, "data", app.DefaultData(), "directory of the log, the artifacts and the credentials")
+	f.StringVar(&g.cfg.Cache, "cache", app.DefaultCache(), "directory of the guests' images")
+	f.StringVar(&g.cfg.NATS, "nats", os.Getenv("PETRI_NATS"), "URL of a NATS server of your own (also PETRI_NATS); default: the embedded one")
+	f.StringVar(&g.cfg.Listen, "listen", "", "loopback address of the embedded server; default: a free port")
+	f.StringVar(&g.cfg.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
+	f.IntVar(&g.cfg.Parallel, "parallel", max(1, runtime.NumCPU()/2), "analyses that have a machine at the same time")
+	f.Int64Var(&g.memoryMB, "memory", 256, "memory of a guest, MiB")
+	f.StringVar(&g.cfg.Guestd, "guestd", "", "directory of the guest agents; default: beside this program")
+	f.BoolVarP(&g.cfg.Verbose, "verbose", "v", false, "log more")
+	f.BoolVar(&g.json, "json", false, "write JSON to standard output")
+	for _, name := range []string{"guestd", "listen", "parallel", "memory", "accel"} {
+		if fl := f.Lookup(name); fl != nil {
+			fl.Hidden = name == "guestd"
+		}
+	}
+}
+
+// config checks and completes the flags.
+func (g *global) config() (app.Config, error) {
+	c := g.cfg
+	switch c.Accel {
+	case "auto", "kvm", "tcg":
+	default:
+		return c, usagef("--accel %q is none of auto, kvm, tcg", c.Accel)
+	}
+	if g.memoryMB < 128 || g.memoryMB > 64<<10 {
+		return c, usagef("--memory %d: a guest has between 128 and 65536 MiB", g.memoryMB)
+	}
+	if c.Parallel < 1 || c.Parallel > 1000 {
+		return c, usagef("--parallel %d is not between 1 and 1000", c.Parallel)
+	}
+	c.Memory = g.memoryMB << 20
+	return c, nil
+}
+
+// connect connects to the Petri that runs.
+func (g *global) connect(ctx context.Context) (*bus.Bus, error) {
+	c, err := g.config()
+	if err != nil {
+		return nil, err
+	}
+	return c.Connect(ctx, "petri")
+}
+
+// withBus connects and calls f.
+func (g *global) withBus(ctx context.Context, f func(b *bus.Bus) error) error {
+	b, err := g.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	return f(b)
+}
+
+// interruptible returns a context that the first Ctrl-C or SIGTERM ends. The
+// second ends the program.
+func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		select {
+		case <-ch:
+			cancel()
+		case <-ctx.Done():
+			signal.Stop(ch)
+			return
+		}
+		<-ch
+		fmt.Fprintln(os.Stderr, "petri: interrupted twice, giving up at once")
+		os.Exit(codeInterrupted)
+	}()
+	return ctx, cancel
+}
+
+// interrupted turns the end of an interruptible context into the exit code.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return exitError{code: codeInterrupted}
+	}
+	return err
+}
+
+// printJSON writes one JSON document, indented.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// terminal says how wide the terminal behind f is; ok is false if it is none.
+func terminal(f *os.File) (width int, ok bool) {
+	ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 100, false
+	}
+	return cmp.Or(int(ws.Col), 100), true
+}
+
+// color reports whether f takes ANSI colors. https://no-color.org
+func color(f *os.File) bool {
+	_, tty := terminal(f)
+	return tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// daemonCommand runs one process of a node; the node starts it.
+func daemonCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: app.DaemonCommand + " ROLE", Hidden: true, Args: args(cobra.ExactArgs(1)),
+		RunE: func(_ *cobra.Command, a []string) error {
+			c, err := g.config()
+			if err != nil {
+				return err
+			}
+			return app.Daemon(a[0], c, os.Stderr)
+		},
+	}
+}

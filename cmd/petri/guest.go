@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/sandboxd/image"
+)
+
+func guestCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "guest",
+		Short: "Build and list the guests' images",
+	}
+	c.AddCommand(guestBuildCommand(g), guestListCommand(g))
+	return c
+}
+
+func guestBuildCommand(g *global) *cobra.Command {
+	var update, force bool
+	c := &cobra.Command{
+		Use:   "build ARCH",
+		Short: "Build a guest's kernel and initramfs from Debian's packages",
+		Long: `Build a guest's kernel and initramfs from Debian's packages and Petri's agent.
+apt downloads the packages with this machine's sources into a directory of
+Petri's own; nothing is installed. The same packages give the same bytes.`,
+		Example: `  petri guest build amd64
+  petri guest build amd64 --update    newer packages, if apt offers any`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			cfg, err := g.config()
+			if err != nil {
+				return err
+			}
+			b := cfg.Images(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
+			if force {
+				if err := b.Remove(a[0]); err != nil {
+					return err
+				}
+			}
+			img, err := b.Build(ctx, a[0], update)
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			if g.json {
+				return printJSON(os.Stdout, img.Manifest)
+			}
+			fmt.Printf("%s  Linux %s, kernel %s, initramfs %s\n%s\n", img.Arch, img.KernelRelease, term.Size(img.Kernel.Size), term.Size(img.Initramfs.Size), img.Dir)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&update, "update", false, "ask apt for newer packages")
+	c.Flags().BoolVar(&force, "force", false, "build again what is there already")
+	return c
+}
+
+func guestListCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the images that are built",
+		Args:  args(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := g.config()
+			if err != nil {
+				return err
+			}
+			list, err := image.List(cfg.Cache)
+			if err != nil {
+				return err
+			}
+			if g.json {
+				manifests := []image.Manifest{}
+				for _, i := range list {
+					manifests = append(manifests, i.Manifest)
+				}
+				return printJSON(os.Stdout, manifests)
+			}
+			if len(list) == 0 {
+				fmt.Fprintln(os.Stderr, "no images yet: petri guest build amd64")
+			}
+			for _, i := range list {
+				fmt.Printf("%-8s Linux %-18s %s  %s\n", i.Arch, i.KernelRelease, i.Key()[:16], i.Dir)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/reporters/fold"
+	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+const tenant = schemas.DefaultTenant
+
+// read connects to the Petri that runs, or, since reading needs no more than
+// the log, to a server of our own on the same data.
+func (g *global) read(ctx context.Context) (*bus.Bus, func(), error) {
+	cfg, err := g.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := cfg.Connect(ctx, "petri")
+	if err == nil {
+		return b, b.Close, nil
+	}
+	if !errors.Is(err, app.ErrNotRunning) {
+		return nil, nil, err
+	}
+	return cfg.OpenLog(ctx)
+}
+
+// resolve accepts an analysis' id, or its beginning if only one begins so.
+func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
+	if schemas.ValidID(s) {
+		return s, nil
+	}
+	if len(s) < 6 {
+		return "", usage(schemas.CheckID(s))
+	}
+	list, err := b.List(ctx, tenant, 0)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, l := range list {
+		if len(l.Analysis) > len(s) && l.Analysis[:len(s)] == s {
+			found = append(found, l.Analysis)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", usage(schemas.CheckID(s))
+	}
+	return "", usagef("%s begins %d analyses' ids: write more of it", s, len(found))
+}
+
+// reading wraps what the commands that read one analysis have in common.
+func reading(g *global, f func(ctx context.Context, b *bus.Bus, id string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, a []string) error {
+		ctx, cancel := interruptible(c.Context())
+		defer cancel()
+		b, done, err := g.read(ctx)
+		if err != nil {
+			return interrupted(ctx, err)
+		}
+		defer done()
+		id, err := resolve(ctx, b, a[0])
+		if err != nil {
+			return err
+		}
+		return interrupted(ctx, f(ctx, b, id))
+	}
+}
+
+func reportCommand(g *global) *cobra.Command {
+	var full bool
+	var out string
+	c := &cobra.Command{
+		Use:   "report ID",
+		Short: "Fold an analysis' report out of its log and print it",
+		Example: `  petri report 01K9ZJ
+  petri report --json 01K9ZJ | jq .outcome
+  petri report --out dir 01K9ZJ`,
+		Args: args(cobra.ExactArgs(1)),
+	}
+	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+		r, _, err := app.Fold(ctx, b, tenant, id)
+		if err != nil {
+			return err
+		}
+		if out != "" {
+			if err := os.MkdirAll(out, 0o755); err != nil {
+				return usagef("--out: %w", err)
+			}
+			if err := writeOut(ctx, b, r, out); err != nil {
+				return fmt.Errorf("write to %s: %w", out, err)
+			}
+		}
+		return printReport(g, r, full)
+	})
+	c.Flags().BoolVar(&full, "full", false, "do not shorten the printed report")
+	c.Flags().StringVar(&out, "out", "", "directory to write the report and the artifacts to")
+	return c
+}
+
+func eventsCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "events ID",
+		Short: "Print an analysis' events in the log's order",
+		Long: `Print an analysis' events in the log's order: a line each, or with --json the
+CloudEvents themselves, one a line.`,
+		Args: args(cobra.ExactArgs(1)),
+	}
+	var from uint64
+	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+		w := bufio.NewWriter(os.Stdout)
+		n := 0
+		err := b.Read(ctx, tenant, id, from, func(e bus.Entry) error {
+			n++
+			return g.printEvent(w, e.Event)
+		})
+		if err == nil && n == 0 && from == 0 {
+			err = fmt.Errorf("analysis %s: %w (petri list shows those there are)", id, bus.ErrNotFound)
+		}
+		return errors.Join(err, w.Flush())
+	})
+	c.Flags().Uint64Var(&from, "from", 0, "begin at this sequence of the log")
+	return c
+}
+
+// printEvent prints an event as a line.
+func (g *global) printEvent(w io.Writer, e schemas.Event) error {
+	if g.json {
+		b, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(append(b, '\n'))
+		return err
+	}
+	what := e.Family() + " " + e.Name()
+	if e.Family() == "context" {
+		what = e.Name()
+	}
+	_, err := fmt.Fprintln(w, term.Clip(fmt.Sprintf("%s  %-22s %-5s %s", e.Time.Format("15:04:05.000"), what, e.Origin, eventDetail(e)), 200))
+	return err
+}
+
+func eventDetail(e schemas.Event) string {
+	switch e.Family() {
+	case "context":
+		return fold.Detail(e)
+	case "artifact":
+		var a schemas.Artifact
+		if e.Decode(&a) == nil {
+			return fmt.Sprintf("%s %s %s %s", a.Kind, term.Size(a.Size), a.SHA256.String()[:16], a.Name)
+		}
+	case "segment":
+		var s schemas.Segment
+		if e.Decode(&s) == nil {
+			return fmt.Sprintf("%s %d: %s, %d records", s.Source, s.N, term.Size(s.Size), s.Records)
+		}
+	case "finding":
+		var f schemas.FindingCommitted
+		if e.Decode(&f) == nil {
+			return fmt.Sprintf("%s: %s", f.Task.Analyzer, f.Finding.Title)
+		}
+	case "receipt":
+		var r schemas.Receipt
+		if e.Decode(&r) == nil {
+			return fmt.Sprintf("%s %s: %s in %s", r.Task.Analyzer, r.Task.Kind, r.Status, r.Took)
+		}
+	case "behavior":
+		var b schemas.Behavior
+		if e.Decode(&b) == nil {
+			return behaviorDetail(&b)
+		}
+	}
+	return ""
+}
+
+func watchCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "watch ID",
+		Short: "Show what happens in an analysis, as it happens, until it ends",
+		Long: `Show what happens in an analysis, as it happens, until it ends: the log from its
+beginning, and the sample's behaviour from now on. With --json one CloudEvent a
+line.`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			b, err := g.connect(ctx)
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			defer b.Close()
+			id, err := resolve(ctx, b, a[0])
+			if err != nil {
+				return err
+			}
+			err = b.Watch(ctx, tenant, id, func(e schemas.Event) error { return g.printEvent(os.Stdout, e) })
+			return interrupted(ctx, err)
+		},
+	}
+}
+
+func artifactsCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "artifacts ID",
+		Short: "List an analysis' artifacts",
+		Args:  args(cobra.ExactArgs(1)),
+	}
+	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+		r, _, err := app.Fold(ctx, b, tenant, id)
+		if err != nil {
+			return err
+		}
+		if g.json {
+			return printJSON(os.Stdout, r.Artifacts)
+		}
+		for _, a := range r.Artifacts {
+			fmt.Printf("%s  %-9s %10s  %s\n", a.SHA256, a.Kind, term.Size(a.Size), term.Clip(a.Name, 200))
+		}
+		return nil
+	})
+	return c
+}
+
+func getCommand(g *global) *cobra.Command {
+	var out string
+	var raw bool
+	c := &cobra.Command{
+		Use:   "get DIGEST",
+		Short: "Write an artifact's bytes to standard output",
+		Long: `Write an artifact's bytes to standard output, verified. A trace or a capture is
+kept in segments: get puts them together, unless --raw asks for the manifest.`,
+		Example: `  petri get 9f86d081… > file
+  petri get -o capture.pcapng 2c26b46b…`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			d, err := schemas.ParseDigest(a[0])
+			if err != nil {
+				return usage(err)
+			}
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			b, done, err := g.read(ctx)
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			defer done()
+			w := os.Stdout
+			if out != "" {
+				if w, err = os.OpenFile(out, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
+					return usage(err)
+				}
+				defer w.Close()
+			} else if _, tty := terminal(os.Stdout); tty {
+				return usagef("an artifact can hold anything, and a terminal obeys it: write it to a file (-o FILE) or a pipe")
+			}
+			if err := copyArtifact(ctx, b, d, w, raw); err != nil {
+				return interrupted(ctx, err)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&out, "output", "o", "", "file to write to")
+	c.Flags().BoolVar(&raw, "raw", false, "the manifest itself, not what it stands for")
+	return c
+}
+
+// copyArtifact writes an artifact, or what a manifest stands for.
+func copyArtifact(ctx context.Context, b *bus.Bus, d schemas.Digest, w io.Writer, raw bool) error {
+	st := b.Artifacts()
+	o, err := st.Stat(ctx, d)
+	if err != nil {
+		return err
+	}
+	if !raw && (o.Kind == schemas.KindTrace || o.Kind == schemas.KindPcap) {
+		m, err := manifest(ctx, b, d)
+		if err != nil {
+			return err
+		}
+		for _, s := range m.Segments {
+			if err := copyObject(ctx, st, s.SHA256, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return copyObject(ctx, st, d, w)
+}
+
+const maxManifest = 16 << 20
+
+func manifest(ctx context.Context, b *bus.Bus, d schemas.Digest) (*schemas.Manifest, error) {
+	body, err := b.Artifacts().ReadAll(ctx, d, maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	m := new(schemas.Manifest)
+	if err := json.Unmarshal(body, m); err != nil || m.Schema != schemas.ManifestSchema {
+		return nil, fmt.Errorf("artifact %s is no manifest", d)
+	}
+	return m, nil
+}
+
+func copyObject(ctx context.Context, st *bus.Store, d schemas.Digest, w io.Writer) error {
+	r, _, err := st.Open(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(w, r)
+	return err
+}
+
+// writeOut writes the report and every artifact of an analysis to a directory,
+// under names of our own: a digest, and the ending of a kind.
+func writeOut(ctx context.Context, b *bus.Bus, r *schemas.Report, dir string) error {
+	body, err := fold.Encode(r)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "report.json"), body, 0o644); err != nil {
+		return err
+	}
+	files := filepath.Join(dir, "artifacts")
+	if err := os.MkdirAll(files, 0o755); err != nil {
+		return err
+	}
+	done := map[schemas.Digest]bool{}
+	for _, a := range r.Artifacts {
+		if done[a.SHA256] || a.Kind == schemas.KindTemplate {
+			continue
+		}
+		done[a.SHA256] = true
+		if err := writeArtifact(ctx, b, a, files); err != nil {
+			return fmt.Errorf("artifact %s: %w", a.SHA256, err)
+		}
+	}
+	return nil
+}
+
+// endings of files, by kind.
+var endings = map[schemas.Kind]string{
+	schemas.KindMemory: ".elf", schemas.KindPcap: ".pcapng", schemas.KindTrace: ".trace", schemas.KindConsole: ".txt",
+	schemas.KindDrops: ".json", schemas.KindSample: ".sample", schemas.KindDropped: ".dropped",
+}
+
+func writeArtifact(ctx context.Context, b *bus.Bus, a schemas.Artifact, dir string) error {
+	path := filepath.Join(dir, string(a.Kind)+"-"+a.SHA256.String()+endings[a.Kind])
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	err = copyArtifact(ctx, b, a.SHA256, f, false)
+	return errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, time.Time{}))
+}
+
+func behaviorDetail(b *schemas.Behavior) string {
+	s := fmt.Sprintf("[%d] %s.%s", b.Actor.PID, b.Category, b.Action)
+	switch {
+	case b.Process != nil:
+		s += fmt.Sprintf(" %s %v", b.Process.Path, b.Process.Argv)
+	case b.File != nil:
+		s += " " + b.File.Path
+	case b.Network != nil:
+		s += fmt.Sprintf(" %s:%d %s", b.Network.Address, b.Network.Port, b.Network.Path)
+	case b.Kernel != nil:
+		s += " " + b.Kernel.Name + b.Kernel.Command
+	}
+	if b.Errno != "" {
+		s += " " + b.Errno
+	}
+	return s
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/reporters/fold"
+	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/sandboxd/protocol"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// submission are the flags that say what shall be done with a sample.
+type submission struct {
+	protocol, hooks string
+	runtime         time.Duration
+	command         string
+	env             []string
+	user            string
+	cold            bool
+	untraced        bool
+	priority        string
+	retries         int
+	maxSample       string
+}
+
+func (s *submission) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&s.protocol, "protocol", "", "file with the protocol; default: the built-in one")
+	f.StringVar(&s.hooks, "hooks", "", "file with the hooks' configuration; default: the built-in one")
+	f.DurationVar(&s.runtime, "runtime", app.DefaultRuntime, "how long the sample may run, 1s to 1h")
+	f.StringVar(&s.command, "command", "", "command to run instead of the sample; the word {sample} is its path")
+	f.StringArrayVar(&s.env, "env", nil, "NAME=VALUE for the sample's environment; may be repeated")
+	f.StringVar(&s.user, "user", "", "guest user to run as; default: root")
+	f.BoolVar(&s.cold, "cold", false, "boot the guest instead of restoring a snapshot")
+	f.BoolVar(&s.untraced, "untraced", false, "do not trace system calls (the report says so)")
+	f.StringVar(&s.priority, "priority", "normal", "low, normal or high")
+	f.StringVar(&s.maxSample, "max-sample", "100M", "largest sample to take")
+}
+
+func (s *submission) request(path string, args []string) (app.Request, error) {
+	r := app.Request{Path: path, Protocol: s.protocol, Hooks: s.hooks}
+	r.Options = schemas.Options{
+		Runtime: schemas.Duration(s.runtime), Args: args, User: s.user, Cold: s.cold, Untraced: s.untraced,
+		Priority: s.priority, Retries: s.retries,
+	}
+	switch s.priority {
+	case "low", "normal", "high":
+	default:
+		return r, usagef("--priority %q is none of low, normal, high", s.priority)
+	}
+	if s.command != "" {
+		argv, err := protocol.Split(s.command)
+		if err != nil || len(argv) == 0 {
+			return r, usagef("--command %q: %w", s.command, cmpErr(err, "it has no word"))
+		}
+		r.Options.Command = argv
+	}
+	for _, kv := range s.env {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			return r, usagef("--env %q is not NAME=VALUE", kv)
+		}
+		if r.Options.Env == nil {
+			r.Options.Env = map[string]string{}
+		}
+		r.Options.Env[k] = v
+	}
+	n, err := parseSize(s.maxSample)
+	if err != nil {
+		return r, usagef("--max-sample: %w", err)
+	}
+	r.Options.MaxSample = n
+	return r, nil
+}
+
+func cmpErr(err error, text string) error {
+	if err != nil {
+		return err
+	}
+	return errors.New(text)
+}
+
+// parseSize reads a number of bytes with an optional K, M or G.
+func parseSize(s string) (int64, error) {
+	var n int64
+	var unit string
+	if k, err := fmt.Sscanf(s, "%d%s", &n, &unit); k < 1 || n <= 0 || k == 1 && err != nil && unit != "" {
+		return 0, fmt.Errorf("%q is no size (write 50M or 1G)", s)
+	}
+	switch strings.ToUpper(strings.TrimSuffix(strings.TrimSuffix(unit, "B"), "i")) {
+	case "":
+	case "K":
+		n <<= 10
+	case "M":
+		n <<= 20
+	case "G":
+		n <<= 30
+	default:
+		return 0, fmt.Errorf("%q is no size (write 50M or 1G)", s)
+	}
+	return n, nil
+}
+
+func runCommand(g *global) *cobra.Command {
+	s := &submission{}
+	var out, failOn string
+	var full bool
+	c := &cobra.Command{
+		Use:   "run FILE [-- ARGS…]",
+		Short: "Detonate one file and print the report",
+		Long: `Detonate one file in a virtual machine and print the report. Everything that is
+needed is started and stopped with it, unless a Petri runs on the data directory
+already: then that one does the work.`,
+		Example: `  petri run ./sample
+  petri run --runtime 60s ./sample -- --daemon
+  petri run --command 'sh {sample}' installer.txt
+  petri run --json ./sample > report.json`,
+		Args: args(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			if dash := c.ArgsLenAtDash(); len(a) > 1 && dash != 1 {
+				return usagef("arguments of the sample come after --: petri run %s -- %s", a[0], strings.Join(a[1:], " "))
+			}
+			req, err := s.request(a[0], a[1:])
+			if err != nil {
+				return err
+			}
+			switch failOn {
+			case "", "suspicious", "malicious":
+			default:
+				return usagef("--fail-on %q is neither suspicious nor malicious", failOn)
+			}
+			return runOne(c.Context(), g, req, runOptions{out: out, failOn: failOn, full: full})
+		},
+	}
+	s.flags(c)
+	c.Flags().StringVar(&out, "out", "", "directory to write the report and the artifacts to")
+	c.Flags().StringVar(&failOn, "fail-on", "", "exit with 3 on this verdict or a worse one: suspicious or malicious")
+	c.Flags().BoolVar(&full, "full", false, "do not shorten the printed report")
+	return c
+}
+
+type runOptions struct {
+	out, failOn string
+	full        bool
+}
+
+func runOne(ctx context.Context, g *global, req app.Request, o runOptions) error {
+	cfg, err := g.config()
+	if err != nil {
+		return err
+	}
+	prep, err := app.Prepare(req)
+	if err != nil {
+		return badInput(err)
+	}
+	defer prep.Close()
+	if o.out != "" {
+		if err := os.MkdirAll(o.out, 0o755); err != nil {
+			return usagef("--out: %w", err)
+		}
+	}
+	ctx, cancel := interruptible(ctx)
+	defer cancel()
+	pr := newProgress(os.Stderr)
+	defer pr.done()
+
+	node, b, err := cfg.Attach(ctx, pr.starting)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	defer node.Close()
+	defer b.Close()
+	if prep.Submission.Sample.Type.Unsupported == "" {
+		if err := cfg.CheckGuest(ctx, prep.Submission.Profile); err != nil {
+			return interrupted(ctx, err)
+		}
+	}
+	if err := prep.Submit(ctx, b); err != nil {
+		return interrupted(ctx, badInput(err))
+	}
+	pr.submitted(&prep.Submission)
+	report, err := watchToReport(ctx, b, &prep.Submission, pr)
+	if err != nil {
+		return err
+	}
+	pr.done()
+	if o.out != "" {
+		if err := writeOut(context.WithoutCancel(ctx), b, report, o.out); err != nil {
+			return fmt.Errorf("write to %s: %w", o.out, err)
+		}
+	}
+	if err := printReport(g, report, o.full); err != nil {
+		return err
+	}
+	node.Leave(ctx, func(text string) { fmt.Fprintln(os.Stderr, "petri:", text) })
+	return exitCode(ctx, report, o.failOn)
+}
+
+// badInput gives errors of the user's the right exit code.
+func badInput(err error) error {
+	if errors.Is(err, app.ErrBadInput) {
+		return usage(err)
+	}
+	return err
+}
+
+// reportTime is how long the reporter may take to write the report of an
+// analysis that has ended.
+const reportTime = 15 * time.Second
+
+// watchToReport follows a submission until its last attempt has ended and its
+// report is there. When ctx is done it cancels the analysis, and goes on until
+// that has ended.
+func watchToReport(ctx context.Context, b *bus.Bus, s *schemas.Submission, pr *progress) (*schemas.Report, error) {
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	id := s.ID
+	cancelled := context.AfterFunc(ctx, func() {
+		pr.note("interrupted: ending the analysis (interrupt again to leave at once)")
+		if err := b.Cancel(life, s.Tenant, id, "the user who ran it"); err != nil {
+			pr.note("cancel: " + err.Error())
+		}
+		time.AfterFunc(time.Minute, stop)
+	})
+	defer cancelled()
+	for attempt := 1; ; attempt++ {
+		id = schemas.AttemptID(s.ID, attempt)
+		ending, err := follow(life, b, s.Tenant, id, pr)
+		if err != nil {
+			return nil, err
+		}
+		var f schemas.AnalysisFailed
+		if attempt <= s.Options.Retries && ending.Decode(&f) == nil && app.Retryable(f) {
+			pr.note("trying again")
+			continue
+		}
+		r, _, err := app.Fold(life, b, s.Tenant, id)
+		return r, err
+	}
+}
+
+// follow shows an analysis' events until its report is written, or the
+// reporter has had its time: then the caller folds the log itself.
+func follow(ctx context.Context, b *bus.Bus, tenant, id string, pr *progress) (schemas.Event, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var ending schemas.Event
+	err := b.Follow(ctx, tenant, id, 0, nil, func(e bus.Entry) error {
+		pr.event(e.Event)
+		switch {
+		case e.Event.Family() == "context" && schemas.Ending(e.Event.Name()):
+			ending = e.Event
+			time.AfterFunc(reportTime, cancel)
+		case e.Event.Family() == "report" && ending.ID != "":
+			return bus.Stop
+		}
+		return nil
+	})
+	if ending.ID != "" {
+		return ending, nil
+	}
+	if err == nil {
+		err = errors.New("the log ended")
+	}
+	return ending, fmt.Errorf("follow the analysis: %w", err)
+}
+
+// printReport prints the report: the document alone, or a rendering.
+func printReport(g *global, r *schemas.Report, full bool) error {
+	if g.json {
+		b, err := fold.Encode(r)
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(b)
+		return err
+	}
+	width, _ := terminal(os.Stdout)
+	return term.Write(os.Stdout, r, term.Options{Color: color(os.Stdout), Width: width, Full: full})
+}
+
+// exitCode is the report's.
+func exitCode(ctx context.Context, r *schemas.Report, failOn string) error {
+	if ctx.Err() != nil {
+		return exitError{code: codeInterrupted}
+	}
+	v := r.Verdict.Value
+	if failOn != "" && (v == schemas.VerdictMalicious || failOn == "suspicious" && v == schemas.VerdictSuspicious) {
+		return exitError{code: codeFailOn}
+	}
+	switch r.Outcome.Value {
+	case schemas.OutcomeCompleted:
+		return nil
+	case schemas.OutcomeNotExecuted, schemas.OutcomeUnsupported:
+		return exitError{code: codeNotExecuted}
+	case schemas.OutcomeIncomplete:
+		return exitError{code: codeIncomplete}
+	}
+	return exitError{code: codeError}
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/reporters/term"
+)
+
+func upCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Run Petri until it is interrupted: the bus, a sandbox, the analyzers and the reporter",
+		Example: `  petri up
+  petri up --parallel 4 --listen 127.0.0.1:4222`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := g.config()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			log := app.Logger(os.Stderr, cfg.Verbose)
+			n, err := app.StartNode(ctx, cfg, log, func(role string) { log.Info("ready", "role", role) })
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			fmt.Fprintf(os.Stderr, "Petri is up on %s. Submit with: petri submit FILE\n", cfg.Data)
+			<-ctx.Done()
+			fmt.Fprintln(os.Stderr, "Petri goes down: ending what runs")
+			n.Close()
+			return nil
+		},
+	}
+}
+
+func submitCommand(g *global) *cobra.Command {
+	s := &submission{}
+	c := &cobra.Command{
+		Use:   "submit FILE [-- ARGS…]",
+		Short: "Queue a file for the Petri that runs (petri up), and print its analysis' id",
+		Example: `  petri submit ./sample
+  petri submit --priority high --runtime 2m ./sample -- -v
+  petri watch $(petri submit ./sample)`,
+		Args: args(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			if dash := c.ArgsLenAtDash(); len(a) > 1 && dash != 1 {
+				return usagef("arguments of the sample come after --")
+			}
+			req, err := s.request(a[0], a[1:])
+			if err != nil {
+				return err
+			}
+			prep, err := app.Prepare(req)
+			if err != nil {
+				return badInput(err)
+			}
+			defer prep.Close()
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			b, err := g.connect(ctx)
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			defer b.Close()
+			if err := prep.Submit(ctx, b); err != nil {
+				return interrupted(ctx, badInput(err))
+			}
+			if g.json {
+				return printJSON(os.Stdout, prep.Submission)
+			}
+			fmt.Println(prep.Submission.ID)
+			return nil
+		},
+	}
+	s.flags(c)
+	c.Flags().IntVar(&s.retries, "retries", 1, "new analyses if the sandbox fails")
+	return c
+}
+
+func cancelCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "cancel ID",
+		Short: "End an analysis that runs or waits",
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			b, err := g.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			id, err := resolve(ctx, b, a[0])
+			if err != nil {
+				return err
+			}
+			return interrupted(ctx, b.Cancel(ctx, tenant, id, "petri cancel"))
+		},
+	}
+}
+
+func listCommand(g *global) *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the analyses, the newest first",
+		Args:  args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			b, done, err := g.read(ctx)
+			if err != nil {
+				return err
+			}
+			defer done()
+			list, err := b.List(ctx, tenant, limit)
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			if g.json {
+				return printJSON(os.Stdout, list)
+			}
+			if len(list) == 0 {
+				fmt.Fprintln(os.Stderr, "no analyses yet: petri run FILE makes the first")
+				return nil
+			}
+			width, _ := terminal(os.Stdout)
+			for _, s := range list {
+				status := s.Status
+				if s.Outcome != "" {
+					status = string(s.Outcome) + ", " + string(s.Verdict)
+				}
+				fmt.Println(term.Clip(fmt.Sprintf("%s  %s  %-28s %s", s.Analysis, s.Submitted.Local().Format(time.DateTime), status, s.Sample.Name), max(width, 80)))
+			}
+			return nil
+		},
+	}
+	c.Flags().IntVar(&limit, "limit", 50, "at most so many; 0 for all")
+	return c
+}

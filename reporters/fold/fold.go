@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fold turns the log of an analysis into its report.
+//
+// A fold is pure: it sees the events' envelopes and bodies and the result
+// documents that receipts name, and nothing else. No sequence of a stream, no
+// time of a server and no map's order reaches the report, so that whoever has
+// the log has the same report, byte for byte. It decides what an analysis may
+// claim: an outcome, a verdict, and what is missing.
+package fold
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Documents gives the bytes of result documents.
+type Documents interface {
+	// Document returns at most limit bytes, or an error.
+	Document(d schemas.Digest, limit int64) ([]byte, error)
+}
+
+// Limits of what a report holds.
+const (
+	maxConsole  = 64 << 10
+	maxDocument = 64 << 20
+	maxGaps     = 200
+)
+
+// A Fold takes an analysis' events in the log's order. Its memory is bounded by
+// the report's limits, not by the number of events.
+type Fold struct {
+	r         schemas.Report
+	submitted bool
+	events    int
+
+	started   *schemas.SampleStarted
+	exited    *schemas.SampleExited
+	start     *schemas.StartAnalysis
+	ending    string
+	completed *schemas.AnalysisCompleted
+	failed    *schemas.AnalysisFailed
+	cancelled *schemas.AnalysisCancelled
+	expected  []string
+	faults    []string
+	nfaults   int
+	bad       int // events that could not be read
+
+	stdout, stderr console
+	receipts       map[string]schemas.Receipt
+	dropped        map[string]schemas.Digest // by path
+}
+
+type console struct {
+	b    []byte
+	more bool
+}
+
+// New returns an empty fold.
+func New() *Fold {
+	f := &Fold{receipts: map[string]schemas.Receipt{}, dropped: map[string]schemas.Digest{}}
+	f.r.SchemaVersion = schemas.ReportVersion
+	f.r.Coverage.Omitted = map[string]int{}
+	return f
+}
+
+// Events is how many the fold has taken.
+func (f *Fold) Events() int { return f.events }
+
+// Add takes the next event. One that cannot be read is counted and left out:
+// one bad record does not cost the report.
+func (f *Fold) Add(e schemas.Event) {
+	f.events++
+	var err error
+	switch e.Family() {
+	case "context":
+		err = f.context(e)
+	case "segment":
+		err = f.segment(e)
+	case "artifact":
+		err = f.artifact(e)
+	case "finding":
+		err = f.finding(e)
+	case "receipt":
+		err = f.receipt(e)
+	}
+	if err != nil {
+		f.bad++
+	}
+}
+
+func (f *Fold) context(e schemas.Event) error {
+	detail, err := f.contextData(e)
+	f.r.Timeline = add(f, "timeline", f.r.Timeline, schemas.TimelineEntry{Time: e.Time, Event: e.Name(), Origin: e.Origin, Detail: detail})
+	return err
+}
+
+// add appends to a list of the report until it is full, and counts what does
+// not fit.
+func add[T any](f *Fold, name string, list []T, v T) []T {
+	if len(list) >= schemas.MaxReportList {
+		f.r.Coverage.Omitted[name]++
+		return list
+	}
+	return append(list, v)
+}
+
+// segment keeps the beginning of what the sample printed.
+func (f *Fold) segment(e schemas.Event) error {
+	var s schemas.Segment
+	if err := e.Decode(&s); err != nil {
+		return err
+	}
+	switch s.Source {
+	case schemas.SourceStdout:
+		f.stdout.add(s.Data)
+	case schemas.SourceStderr:
+		f.stderr.add(s.Data)
+	}
+	return nil
+}
+
+func (c *console) add(p []byte) {
+	keep := p[:min(len(p), maxConsole-len(c.b))]
+	c.b = append(c.b, keep...)
+	c.more = c.more || len(keep) < len(p)
+}
+
+func (f *Fold) artifact(e schemas.Event) error {
+	var a schemas.Artifact
+	if err := e.Decode(&a); err != nil {
+		return err
+	}
+	f.r.Artifacts = add(f, "artifacts", f.r.Artifacts, a)
+	switch {
+	case a.Kind == schemas.KindPcap:
+		d := a.SHA256
+		f.r.Network.Pcap = &d
+	case a.Kind == schemas.KindDropped && a.File != nil && len(f.dropped) < schemas.MaxReportList:
+		f.dropped[a.File.Path] = a.SHA256
+	}
+	return nil
+}
+
+func (f *Fold) finding(e schemas.Event) error {
+	var c schemas.FindingCommitted
+	if err := e.Decode(&c); err != nil {
+		return err
+	}
+	if c.Task.Run != schemas.LiveRun {
+		return nil
+	}
+	f.r.Findings = add(f, "findings", f.r.Findings, schemas.ReportFinding{Analyzer: c.Task.Analyzer, Version: c.Version, SHA256: c.Task.SHA256, Finding: c.Finding})
+	return nil
+}
+
+func (f *Fold) receipt(e schemas.Event) error {
+	var r schemas.Receipt
+	if err := e.Decode(&r); err != nil {
+		return err
+	}
+	if r.Task.Run != schemas.LiveRun {
+		return nil
+	}
+	if len(f.receipts) >= schemas.MaxReportList {
+		f.r.Coverage.Omitted["analyzers"]++
+		return nil
+	}
+	f.receipts[r.Task.Analyzer+"/"+r.Task.Token()] = r
+	return nil
+}
+
+// ErrNoSubmission says that the events do not begin with analysis_submitted: they
+// are no analysis, or not the whole of one.
+var ErrNoSubmission = errors.New("the log has no such analysis, or its beginning is missing")
+
+// Report is what the events so far amount to. The fold may go on after it.
+func (f *Fold) Report(docs Documents) (*schemas.Report, error) {
+	if !f.submitted {
+		return nil, ErrNoSubmission
+	}
+	r := f.r
+	r.Coverage.Omitted = map[string]int{}
+	for k, v := range f.r.Coverage.Omitted {
+		r.Coverage.Omitted[k] = v
+	}
+	f.console(&r)
+	f.analyzers(&r)
+	gaps := f.behavior(&r, docs)
+	f.coverage(&r, gaps)
+	r.Outcome = f.outcome(&r)
+	r.Verdict = schemas.ReportVerdict{Value: schemas.VerdictUndetermined, Reasons: []string{"no rules are in force"}}
+	slices.SortStableFunc(r.Findings, compareFindings)
+	normalize(&r)
+	return &r, nil
+}
+
+// Encode is the report's one form as bytes.
+func Encode(r *schemas.Report) ([]byte, error) {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode report: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+func (f *Fold) console(r *schemas.Report) {
+	r.Console = schemas.ReportConsole{
+		Stdout: text(f.stdout.b), Stderr: text(f.stderr.b), Truncated: f.stdout.more || f.stderr.more,
+	}
+	if f.exited != nil {
+		r.Console.ExitCode, r.Console.Signal, r.Console.Reason = f.exited.ExitCode, f.exited.Signal, f.exited.Reason
+	} else if f.started != nil {
+		r.Console.Reason = "running"
+	}
+	if f.start != nil {
+		for _, s := range f.start.Sources {
+			if (s.Source == schemas.SourceStdout || s.Source == schemas.SourceStderr) && s.Cut > 0 {
+				r.Console.Truncated = true
+			}
+		}
+	}
+}
+
+func text(b []byte) string { return strings.ToValidUTF8(string(b), "\ufffd") }
+
+// analyzers lists the tasks, sorted, and sums them up per analyzer.
+func (f *Fold) analyzers(r *schemas.Report) {
+	by := map[string]*schemas.AnalyzerCoverage{}
+	entry := func(name string) *schemas.AnalyzerCoverage {
+		c, ok := by[name]
+		if !ok {
+			c = &schemas.AnalyzerCoverage{Name: name, Expected: slices.Contains(f.expected, name)}
+			by[name] = c
+		}
+		return c
+	}
+	for _, name := range f.expected {
+		entry(name)
+	}
+	r.Analyzers = nil
+	for _, rc := range f.receipts {
+		r.Analyzers = append(r.Analyzers, schemas.ReportRun{
+			Analyzer: rc.Task.Analyzer, Version: rc.Version, SHA256: rc.Task.SHA256, Kind: rc.Task.Kind,
+			Status: rc.Status, Error: rc.Error, Findings: rc.Findings, Result: rc.Result, Took: rc.Took,
+		})
+		c := entry(rc.Task.Analyzer)
+		c.Version = max(c.Version, rc.Version)
+		c.Tasks++
+		switch rc.Status {
+		case schemas.TaskDone:
+			c.Done++
+		case schemas.TaskSkipped:
+			c.Skipped++
+		default:
+			c.Failed++
+		}
+	}
+	slices.SortFunc(r.Analyzers, compareRuns)
+	if f.completed != nil {
+		for _, m := range f.completed.Missing {
+			// What came after the ending is not missing any more.
+			t := schemas.TaskRef{Analyzer: m.Analyzer, SHA256: m.SHA256}
+			if _, ok := f.receipts[m.Analyzer+"/"+t.Token()]; ok {
+				continue
+			}
+			c := entry(m.Analyzer)
+			c.Tasks++
+			c.Missing = append(c.Missing, m)
+		}
+	}
+	r.Coverage.Analyzers = nil
+	for _, c := range by {
+		switch {
+		case len(c.Missing) > 0:
+			c.Status = "missing"
+		case c.Failed > 0:
+			c.Status = "failed"
+		default:
+			c.Status = "done"
+		}
+		r.Coverage.Analyzers = append(r.Coverage.Analyzers, *c)
+	}
+	slices.SortFunc(r.Coverage.Analyzers, func(a, b schemas.AnalyzerCoverage) int { return strings.Compare(a.Name, b.Name) })
+}
+
+func compareRuns(a, b schemas.ReportRun) int {
+	return cmp.Or(
+		strings.Compare(a.Analyzer, b.Analyzer),
+		strings.Compare(string(a.Kind), string(b.Kind)),
+		strings.Compare(digestText(a.SHA256), digestText(b.SHA256)))
+}
+
+func digestText(d *schemas.Digest) string {
+	if d == nil {
+		return ""
+	}
+	return d.String()
+}
+
+// severities from the gravest.
+var severities = []schemas.Severity{
+	schemas.SeverityCritical, schemas.SeverityHigh, schemas.SeverityMedium, schemas.SeverityLow, schemas.SeverityInfo, "",
+}
+
+// compareFindings puts the gravest first; within that the log's order is kept
+// for each artifact.
+func compareFindings(a, b schemas.ReportFinding) int {
+	return cmp.Or(
+		cmp.Compare(slices.Index(severities, a.Severity), slices.Index(severities, b.Severity)),
+		strings.Compare(a.Analyzer, b.Analyzer),
+		strings.Compare(digestText(a.SHA256), digestText(b.SHA256)))
+}
+
+// behavior takes over what the analyzer of that name read out of the trace.
+// It returns what its document says that the trace cannot show.
+func (f *Fold) behavior(r *schemas.Report, docs Documents) []string {
+	for _, run := range r.Analyzers {
+		if run.Result == nil || run.Result.Schema != schemas.BehaviorSchema {
+			continue
+		}
+		b, err := docs.Document(run.Result.SHA256, maxDocument)
+		var doc schemas.BehaviorResult
+		if err == nil {
+			err = json.Unmarshal(b, &doc)
+		}
+		if err != nil {
+			return []string{fmt.Sprintf("the result of %s cannot be read: %v", run.Analyzer, err)}
+		}
+		r.Processes = clip(r, "processes", doc.Processes)
+		r.Files = clip(r, "files", doc.Files)
+		r.Network.Connections = clip(r, "connections", doc.Network)
+		for k, n := range doc.Omitted {
+			r.Coverage.Omitted[k] += n
+		}
+		for i := range r.Files {
+			if d, ok := f.dropped[r.Files[i].Path]; ok {
+				r.Files[i].Dropped = &d
+			}
+		}
+		gaps := doc.Gaps
+		if doc.Bad > 0 {
+			gaps = append(slices.Clone(gaps), fmt.Sprintf("%d records of the trace could not be decoded", doc.Bad))
+		}
+		return gaps
+	}
+	return nil
+}
+
+func clip[T any](r *schemas.Report, name string, list []T) []T {
+	if len(list) > schemas.MaxReportList {
+		r.Coverage.Omitted[name] += len(list) - schemas.MaxReportList
+		list = list[:schemas.MaxReportList]
+	}
+	return list
+}
+
+// normalize makes empty lists of absent ones, so that readers need not care.
+func normalize(r *schemas.Report) {
+	r.Timeline = some(r.Timeline)
+	r.Processes = some(r.Processes)
+	r.Files = some(r.Files)
+	r.Network.Connections = some(r.Network.Connections)
+	r.Findings = some(r.Findings)
+	r.Artifacts = some(r.Artifacts)
+	r.Analyzers = some(r.Analyzers)
+	c := &r.Coverage
+	c.Gaps, c.Sources, c.Hooks, c.Analyzers, c.Steps = some(c.Gaps), some(c.Sources), some(c.Hooks), some(c.Analyzers), some(c.Steps)
+}
+
+func some[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package child starts processes that die with their parent, and keeps the last
+// of what they said.
+package child
+
+import (
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// A Process is a running child.
+type Process struct {
+	cmd    *exec.Cmd
+	stderr tail
+	done   chan struct{} // closed when it has been reaped
+	err    error         // valid once done is closed
+}
+
+// Start starts cmd in a process group of its own; it is killed when this program
+// dies. What cmd leaves open is closed: the environment has no more than a
+// path, the directory is the root. Standard error is kept, and copied to
+// cmd.Stderr if that is set. cmd's SysProcAttr may hold more.
+func Start(cmd *exec.Cmd) (*Process, error) {
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	if cmd.Dir == "" {
+		cmd.Dir = "/"
+	}
+	if cmd.Env == nil {
+		cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
+	}
+	if cmd.Stderr != nil {
+		cmd.Stderr = io.MultiWriter(&p.stderr, cmd.Stderr)
+	} else {
+		cmd.Stderr = &p.stderr
+	}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr.Setpgid = true
+	started := make(chan error)
+	go func() {
+		// The death signal comes when the thread that forked ends, so it
+		// stays until the child has gone.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Ended reports whether the process has ended.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Signal sends a signal to the process, not to its group.
+func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
+
+// PID is the process' number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Kill ends the process' group and returns when the process is gone.
+func (p *Process) Kill() {
+	if !p.Ended() { // else its number may be another's
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	}
+	<-p.done
+}
+
+// Stderr is the last of what the process wrote to standard error.
+func (p *Process) Stderr() string { return p.stderr.String() }
+
+// Cause says how the process, which must have ended, did so.
+func (p *Process) Cause() string {
+	s := "exited"
+	if p.err != nil {
+		s = "ended: " + p.err.Error()
+	}
+	if t := p.stderr.String(); t != "" {
+		s += ": " + t
+	}
+	return s
+}
+
+// SocketPair returns a connected pair: our end, and one to inherit.
+func SocketPair() (*net.UnixConn, *os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "socket")
+	ours, err := Conn(fds[0])
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// Conn makes a connection of a descriptor that is a Unix socket, and takes it
+// over.
+func Conn(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, net.UnknownNetworkError(c.RemoteAddr().Network())
+	}
+	return u, nil
+}
+
+// tail keeps the last bytes that were written to it.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const tailLen = 2 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, p[max(0, len(p)-tailLen):]...)
+	t.b = t.b[max(0, len(t.b)-tailLen):]
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.b))
+}

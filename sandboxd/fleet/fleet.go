@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fleet makes the machines of one sandbox: it finds QEMU, chooses the
+// accelerator, keeps images and warm templates, and starts each machine under a
+// supervisor of its own. It knows no analysis but by the mark that its machines
+// carry, by which a later start finds those that a crash has left.
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/petri-sandbox/petri/sandboxd"
+	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Options are for [New].
+type Options struct {
+	ID     string // of the sandbox; part of every machine's mark
+	Images *image.Builder
+	Store  sandboxd.Store
+	Accel  string // auto, kvm or tcg; empty: auto
+	Memory int64  // of a guest, bytes; default 256 MiB
+	Pcap   int64  // bytes of capture per machine
+	// Supervisor is the command that runs [supervisor.Main].
+	Supervisor supervisor.Privileges
+	Slog       *slog.Logger
+}
+
+// defaultMemory is enough for what runs on the devices that samples are made
+// for, and small enough to dump often.
+const defaultMemory = 256 << 20
+
+// Fleet implements [sandboxd.Machines].
+type Fleet struct {
+	opts Options
+
+	mu        sync.Mutex
+	slots     map[int]bool // user ids in use
+	templates map[string]*template
+	accel     *Accel
+}
+
+var _ sandboxd.Machines = (*Fleet)(nil)
+
+// New returns a fleet without machines.
+func New(o Options) *Fleet {
+	if o.Memory == 0 {
+		o.Memory = defaultMemory
+	}
+	if o.Accel == "" {
+		o.Accel = "auto"
+	}
+	return &Fleet{opts: o, slots: map[int]bool{}, templates: map[string]*template{}}
+}
+
+// binaries are QEMU's, by the guest's architecture.
+var binaries = map[string]string{"amd64": "qemu-system-x86_64"}
+
+// ErrNoQEMU says that QEMU is not installed.
+var ErrNoQEMU = errors.New("QEMU is not installed")
+
+// QEMU is an installed QEMU.
+type QEMU struct {
+	Path    string `json:"path"`
+	Version string `json:"version"` // QEMU 7.2.22 …
+}
+
+// FindQEMU looks for the QEMU of an architecture.
+func FindQEMU(ctx context.Context, arch string) (QEMU, error) {
+	name, ok := binaries[arch]
+	if !ok {
+		return QEMU{}, fmt.Errorf("there is no guest for architecture %q", arch)
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return QEMU{}, fmt.Errorf("%w: %s is not on the PATH (make setup, or: apt install qemu-system-x86)", ErrNoQEMU, name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return QEMU{}, fmt.Errorf("ask %s for its version: %w", path, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return QEMU{Path: path, Version: strings.TrimSpace(strings.TrimPrefix(line, "QEMU emulator version "))}, nil
+}
+
+// Mark is the word that a machine of an analysis carries.
+func (f *Fleet) Mark(analysis string) string { return markPrefix(f.opts.ID) + analysis }
+
+func markPrefix(id string) string { return "petri-" + id + "-" }
+
+// Describe says what a machine will be before there is one.
+func (f *Fleet) Describe(arch, start string) schemas.MachineSpec {
+	accel := f.opts.Accel
+	f.mu.Lock()
+	if f.accel != nil {
+		accel = f.accel.Name
+	}
+	f.mu.Unlock()
+	return schemas.MachineSpec{Arch: arch, Backend: "qemu", Start: start, Accel: accel, CPUs: 1, Memory: f.opts.Memory}
+}
+
+// base is what all machines of an architecture have in common.
+type base struct {
+	spec  supervisor.Spec
+	image *image.Image
+	qemu  QEMU
+}
+
+func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
+	q, err := FindQEMU(ctx, arch)
+	if err != nil {
+		return base{}, err
+	}
+	img, err := f.opts.Images.Open(ctx, arch)
+	if err != nil {
+		return base{}, err
+	}
+	accel, err := f.accelerator(ctx, arch, q, img)
+	if err != nil {
+		return base{}, err
+	}
+	return base{qemu: q, image: img, spec: supervisor.Spec{
+		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: f.opts.Memory, Image: img.Key(), Pcap: f.opts.Pcap,
+	}}, nil
+}
+
+// Prepare makes everything that the first machine of an architecture would
+// have to wait for.
+func (f *Fleet) Prepare(ctx context.Context, arch string) error {
+	b, err := f.base(ctx, arch)
+	if err != nil {
+		return err
+	}
+	_, err = f.template(ctx, b)
+	return err
+}
+
+// New implements [sandboxd.Machines].
+func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Observer) (machine.Machine, error) {
+	b, err := f.base(ctx, s.Arch)
+	if err != nil {
+		return nil, err
+	}
+	spec := b.spec
+	spec.Mark, spec.Untraced = f.Mark(s.Analysis), s.Untraced
+	kernel, initramfs, err := openImage(b.image)
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	defer initramfs.Close()
+	files := supervisor.Files{Kernel: kernel, Initramfs: initramfs}
+	if !s.Cold {
+		t, err := f.template(ctx, b)
+		if err == nil {
+			err = f.announce(ctx, t, s)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			f.opts.Slog.Warn("no warm start", "arch", s.Arch, "error", err)
+			spec.Fallback = "no template: " + err.Error()
+		} else {
+			state, err := os.Open(t.statePath())
+			if err != nil {
+				return nil, err
+			}
+			defer state.Close()
+			spec.Warm, spec.Template, spec.Hello = true, t.digest, t.Hello
+			files.RAM, files.State = t.ram, state
+		}
+	}
+	uid, free := f.takeUID()
+	priv := f.opts.Supervisor
+	priv.UID = uid
+	m, err := supervisor.Start(ctx, spec, files, o, priv)
+	if err != nil {
+		free()
+		return nil, err
+	}
+	return &owned{Machine: m, free: free}, nil
+}
+
+// owned gives its user id back when its machine is gone.
+type owned struct {
+	machine.Machine
+	free func()
+	once sync.Once
+}
+
+func (o *owned) Close() error {
+	err := o.Machine.Close()
+	o.once.Do(o.free)
+	return err
+}
+
+// firstUID begins a range that no distribution gives to anybody: each machine
+// is a user of its own, so that none can touch another's processes.
+const firstUID = 2_000_100_000
+
+// takeUID returns a user id that no other machine has.
+func (f *Fleet) takeUID() (uid int, free func()) {
+	if os.Geteuid() != 0 {
+		return 0, func() {}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for f.slots[n] {
+		n++
+	}
+	f.slots[n] = true
+	return firstUID + n, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.slots, n)
+	}
+}
+
+func openImage(img *image.Image) (kernel, initramfs *os.File, err error) {
+	if kernel, err = os.Open(img.KernelPath()); err != nil {
+		return nil, nil, fmt.Errorf("open the guest's kernel: %w (rebuild it: petri guest build %s --force)", err, img.Arch)
+	}
+	if initramfs, err = os.Open(img.InitramfsPath()); err != nil {
+		kernel.Close()
+		return nil, nil, fmt.Errorf("open the guest's initramfs: %w (rebuild it: petri guest build %s --force)", err, img.Arch)
+	}
+	return kernel, initramfs, nil
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/sandboxd/capture"
+	"github.com/petri-sandbox/petri/sandboxd/child"
+	"github.com/petri-sandbox/petri/sandboxd/guest"
+	"github.com/petri-sandbox/petri/sandboxd/internet"
+	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/machine/qemu"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Main is the life of a supervisor process: it returns when its parent closes
+// the link or dies. The caller's program must do nothing else.
+func Main() error {
+	debug.SetMemoryLimit(goMemory)
+	link, err := inherited(fdLink)
+	if err != nil {
+		return err
+	}
+	files, err := inherited(fdFiles)
+	if err != nil {
+		return err
+	}
+	s := &server{files: files}
+	s.conn = wire.NewConn(link, wire.Handler{Request: s.request})
+	err = s.conn.Run(context.Background())
+	s.close(context.Background())
+	return err
+}
+
+// Memory of a supervisor, in bytes.
+const (
+	goMemory   = 192 << 20
+	dataMargin = 512 << 20 // of supervisor and QEMU each, beside the guest's RAM
+)
+
+func inherited(fd int) (*net.UnixConn, error) {
+	c, err := child.Conn(fd)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d is no socket: %w (this command is for sandboxd only)", fd, err)
+	}
+	return c, nil
+}
+
+// server is the supervisor's side of the link.
+type server struct {
+	conn  *wire.Conn
+	files *net.UnixConn
+
+	mu      sync.Mutex
+	spec    Spec
+	machine *qemu.Machine
+	out     *observer
+}
+
+// request carries out one request. A machine's own errors are results, so that
+// the client can tell them from a broken link.
+func (s *server) request(ctx context.Context, name string, raw json.RawMessage) (any, error) {
+	switch name {
+	case reqStart:
+		return handle(ctx, raw, s.start)
+	case reqPoweron:
+		return handle(ctx, raw, s.machine.Poweron)
+	case reqPause:
+		return handle(ctx, raw, nothing(s.machine.Pause))
+	case reqResume:
+		return handle(ctx, raw, nothing(s.machine.Resume))
+	case reqRestart:
+		return handle(ctx, raw, s.machine.Restart)
+	case reqShutdown:
+		return handle(ctx, raw, nothing(s.machine.Shutdown))
+	case reqPoweroff:
+		return handle(ctx, raw, nothing(s.machine.Poweroff))
+	case reqFlush:
+		return handle(ctx, raw, nothing(s.machine.Flush))
+	case reqExec:
+		return handle(ctx, raw, s.machine.Exec)
+	case reqCollect:
+		return handle(ctx, raw, s.collect)
+	case reqRun:
+		return handle(ctx, raw, func(ctx context.Context, r machine.Run) (machine.Started, error) {
+			f, err := s.receiveFile()
+			if err != nil {
+				return machine.Started{}, err
+			}
+			defer f.Close()
+			return s.machine.Run(ctx, r, f)
+		})
+	case reqDump:
+		return handle(ctx, raw, nothing(func(ctx context.Context) error {
+			f, err := s.receiveFile()
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return s.machine.DumpMemory(ctx, f)
+		}))
+	case reqSnapshot:
+		return handle(ctx, raw, s.snapshot)
+	case reqClose:
+		return handle(ctx, raw, nothing(func(ctx context.Context) error {
+			s.close(ctx)
+			return nil
+		}))
+	}
+	return nil, fmt.Errorf("supervisor knows no request %q", name)
+}
+
+// none is the value of requests without one.
+type none struct{}
+
+func nothing(f func(context.Context) error) func(context.Context, none) (none, error) {
+	return func(ctx context.Context, _ none) (none, error) { return none{}, f(ctx) }
+}
+
+func handle[P, R any](ctx context.Context, raw json.RawMessage, f func(context.Context, P) (R, error)) (any, error) {
+	var p params[P]
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return nil, fmt.Errorf("read parameters: %w", err)
+	}
+	if p.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, p.Timeout)
+		defer cancel()
+	}
+	var out result[R]
+	var err error
+	if out.Value, err = f(ctx, p.Value); err != nil {
+		out.Error, out.Gone = err.Error(), errors.Is(err, machine.ErrGone)
+		errors.As(err, &out.NotExecuted)
+	}
+	return out, nil
+}
+
+// start takes the limits on, and makes the machine.
+func (s *server) start(_ context.Context, spec Spec) (none, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.machine != nil {
+		return none{}, errors.New("started twice")
+	}
+	if err := limit(spec.Memory); err != nil {
+		return none{}, err
+	}
+	s.spec = spec
+	out, err := newObserver(s.conn, spec)
+	if err != nil {
+		return none{}, err
+	}
+	s.out = out
+	s.machine = qemu.New(s.config(), out)
+	return none{}, nil
+}
+
+func (s *server) config() qemu.Config {
+	cfg := qemu.Config{
+		Binary: s.spec.Binary, Version: s.spec.Version, Accel: s.spec.Accel, Arch: s.spec.Arch, Memory: s.spec.Memory,
+		Image: s.spec.Image, Mark: s.spec.Mark, Fallback: s.spec.Fallback, Untraced: s.spec.Untraced,
+		Kernel: os.NewFile(fdKernel, "kernel"), Initramfs: os.NewFile(fdInitramfs, "initramfs"),
+		Network: s.out.serveNetwork,
+	}
+	if s.spec.Warm {
+		cfg.Template = &qemu.Template{
+			Digest: s.spec.Template, RAM: os.NewFile(fdRAM, "ram"), Hello: s.spec.Hello,
+			State: func() (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/fd/%d", fdState)) },
+		}
+	}
+	return cfg
+}
+
+// snapshot makes a template out of the inherited files.
+func (s *server) snapshot(ctx context.Context, spec Spec) (guest.Hello, error) {
+	if _, err := s.start(ctx, spec); err != nil {
+		return guest.Hello{}, err
+	}
+	return qemu.Snapshot(ctx, s.config(), s.out, os.NewFile(fdRAM, "ram"), os.NewFile(fdState, "state"))
+}
+
+func (s *server) collect(ctx context.Context, q machine.Collect) (machine.Collected, error) {
+	if err := s.out.beginFiles(); err != nil {
+		return machine.Collected{}, err
+	}
+	sum, err := s.machine.Collect(ctx, q)
+	s.out.endFiles(err)
+	return sum, err
+}
+
+// close ends the machine and then the streams, so that the parent has all that
+// there was when it has their ends.
+func (s *server) close(context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.machine == nil {
+		return
+	}
+	_ = s.machine.Close()
+	s.out.close()
+	s.machine = qemu.New(qemu.Config{}, s.out) // answers that it is gone
+}
+
+// limit bounds what this process and the QEMU that it starts may take.
+func limit(memory int64) error {
+	data := uint64(memory) + dataMargin
+	for what, max := range map[int]uint64{
+		unix.RLIMIT_CORE:   0,
+		unix.RLIMIT_NOFILE: 256,
+		unix.RLIMIT_FSIZE:  uint64(memory) + 64<<20, // a dump of the RAM, and no more
+		unix.RLIMIT_DATA:   data,
+	} {
+		var have unix.Rlimit
+		if err := unix.Getrlimit(what, &have); err != nil {
+			return fmt.Errorf("limit the supervisor: %w", err)
+		}
+		max = min(max, have.Max)
+		if err := unix.Setrlimit(what, &unix.Rlimit{Cur: max, Max: max}); err != nil {
+			return fmt.Errorf("limit the supervisor: %w", err)
+		}
+	}
+	return nil
+}
+
+// receiveFile takes the descriptor that was sent before the request.
+func (s *server) receiveFile() (*os.File, error) {
+	_ = s.files.SetReadDeadline(time.Now().Add(5 * time.Second))
+	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := s.files.ReadMsgUnix(b, oob)
+	if err != nil {
+		return nil, fmt.Errorf("receive a descriptor: %w", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		return nil, fmt.Errorf("receive a descriptor: %d messages, %w", len(msgs), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("receive a descriptor: %d of them, %w", len(fds), err)
+	}
+	unix.CloseOnExec(fds[0])
+	return os.NewFile(uintptr(fds[0]), "received"), nil
+}
+
+// observer sends what the machine reports to the parent.
+type observer struct {
+	conn    *wire.Conn
+	spec    Spec
+	streams map[schemas.Source]*stream
+	pcap    *capture.Writer
+
+	mu    sync.Mutex
+	files *wire.StreamWriter
+	fw    *guest.FilesWriter
+}
+
+var _ machine.Observer = (*observer)(nil)
+
+// stream serializes a source's writers: a machine that is started again has
+// new ones.
+type stream struct {
+	mu sync.Mutex
+	w  *wire.StreamWriter
+}
+
+func newObserver(conn *wire.Conn, spec Spec) (*observer, error) {
+	o := &observer{conn: conn, spec: spec, streams: map[schemas.Source]*stream{}}
+	for src, id := range streamOf {
+		w, err := conn.Send(id)
+		if err != nil {
+			return nil, err
+		}
+		o.streams[src] = &stream{w: w}
+	}
+	var err error
+	o.pcap, err = capture.NewWriter(capture.Options{
+		MaxBytes: spec.Pcap, Interface: "eth0", Application: "petri", OS: "Linux", Hardware: spec.Arch,
+	}, func(chunk []byte, _ int) error {
+		o.Data(schemas.SourcePcap, chunk)
+		return nil
+	})
+	return o, err
+}
+
+// Event implements [machine.Observer].
+func (o *observer) Event(e machine.Event) { _ = o.conn.Notify(eventFact, e) }
+
+// Data implements [machine.Observer].
+func (o *observer) Data(src schemas.Source, p []byte) {
+	s := o.streams[src]
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, _ = s.w.Write(p) // a broken link ends the process
+}
+
+// End implements [machine.Observer].
+func (o *observer) End(src schemas.Source, c schemas.SourceCoverage) {
+	c.Source = src
+	_ = o.conn.Notify(eventEnd, c)
+}
+
+// serveNetwork is the guest's Ethernet.
+func (o *observer) serveNetwork(ctx context.Context, conn net.Conn) error {
+	n, err := internet.New(internet.Options{
+		Frame: o.pcap.Packet,
+		Lease: func(l internet.Lease) {
+			o.Event(machine.Event{Time: l.Time, Lease: &schemas.IPAddress{Address: l.Address.Addr().String(), MAC: l.MAC.String(), Lease: "dhcp"}})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	flush := time.NewTicker(time.Second)
+	defer flush.Stop()
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx, conn) }()
+	for {
+		select {
+		case err := <-done:
+			_ = o.pcap.Flush()
+			return err
+		case <-flush.C:
+			_ = o.pcap.Flush()
+		}
+	}
+}
+
+// File implements [machine.Observer].
+func (o *observer) File(f schemas.DroppedFile) machine.FileWriter {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.fw != nil {
+		_ = o.fw.File(f)
+	}
+	return &fileRelay{o.fw}
+}
+
+func (o *observer) beginFiles() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w, err := o.conn.Send(streamFiles)
+	if err != nil {
+		return err
+	}
+	o.files, o.fw = w, guest.NewFilesWriter(w)
+	return nil
+}
+
+func (o *observer) endFiles(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var st wire.Status
+	if err != nil {
+		st.Error = err.Error()
+	}
+	_ = o.files.Close(st)
+	o.files, o.fw = nil, nil
+}
+
+// fileRelay passes one file's bytes on.
+type fileRelay struct{ fw *guest.FilesWriter }
+
+func (r *fileRelay) Write(p []byte) (int, error) {
+	if r.fw == nil {
+		return len(p), nil
+	}
+	return r.fw.Write(p)
+}
+
+func (r *fileRelay) Close(cut int64, err error) {
+	if r.fw == nil {
+		return
+	}
+	st := wire.Status{Cut: cut}
+	if err != nil {
+		st.Error = err.Error()
+	}
+	_ = r.fw.End(st)
+}
+
+// close ends the capture and all streams.
+func (o *observer) close() {
+	_ = o.pcap.Close()
+	st := o.pcap.Stats()
+	c := schemas.SourceCoverage{Status: schemas.StatusWhole, Produced: st.Received, Lost: st.Cut + st.Lost, Cut: st.CutBytes + st.LostBytes}
+	if c.Lost > 0 {
+		c.Status, c.Reason = schemas.StatusPartial, fmt.Sprintf("more than %d bytes of capture", o.spec.Pcap)
+	}
+	o.End(schemas.SourcePcap, c)
+	for _, s := range o.streams {
+		s.mu.Lock()
+		_ = s.w.Close(wire.Status{})
+		s.mu.Unlock()
+	}
+}

@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package protocol reads protocols: ordered lists of steps on a machine, as
+// YAML. It checks a protocol as a whole before anything starts, and says of
+// what is wrong where it is and how to mend it. It runs nothing.
+//
+//	name: default
+//	steps:
+//	  - poweron: {timeout: 30s}
+//	  - wait_ip: {timeout: 10s, on_failure: continue}
+//	  - run_sample: {timeout: 10s}
+//	  - wait: {until: [tree_exited, quiet], quiet: 10s, limit: runtime}
+//	  - trigger: snapshots_capture
+//	  - shutdown: {timeout: 10s, on_failure: poweroff}
+//	  - start_analysis
+//	  - wait_analysis: {timeout: 60s}
+package protocol
+
+import (
+	_ "embed" // the default protocol
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Default is the text of the protocol that runs where none is named.
+//
+//go:embed default.yaml
+var Default string
+
+const (
+	maxText  = 64 << 10
+	maxSteps = 200
+	maxTime  = time.Hour
+)
+
+// OnFailure is what a step's failure leads to.
+type OnFailure string
+
+const (
+	// Stop skips the machine's remaining steps; what has been gathered is
+	// still analysed.
+	Stop OnFailure = "stop"
+	// Continue goes on with the next step.
+	Continue OnFailure = "continue"
+	// Poweroff takes the machine's power and goes on with the next step.
+	Poweroff OnFailure = "poweroff"
+)
+
+// A Kind is what a step does.
+type Kind string
+
+// Kinds of steps.
+const (
+	Poweron       Kind = "poweron"
+	WaitIP        Kind = "wait_ip"
+	RunSample     Kind = "run_sample"
+	Wait          Kind = "wait"
+	Pause         Kind = "pause"
+	Resume        Kind = "resume"
+	Restart       Kind = "restart"
+	Shutdown      Kind = "shutdown"
+	PoweroffStep  Kind = "poweroff"
+	Trigger       Kind = "trigger"
+	Exec          Kind = "exec"
+	DumpMemory    Kind = "dump_memory"
+	StartAnalysis Kind = "start_analysis"
+	WaitAnalysis  Kind = "wait_analysis"
+)
+
+// A Step is one instruction.
+type Step struct {
+	Kind      Kind
+	Timeout   time.Duration
+	OnFailure OnFailure
+
+	Cold    bool              // poweron: boot, do not restore
+	Until   []string          // wait: which of them ends it
+	Quiet   time.Duration     // wait: how long nothing new makes it quiet
+	Runtime bool              // wait: its timeout is the submission's runtime
+	Event   string            // trigger: its name
+	Payload map[string]string // trigger
+	Command []string          // exec
+
+	Line int // in the text
+}
+
+// What a wait can wait for, besides names of context events.
+const (
+	UntilTreeExited   = "tree_exited"   // no process of the sample is left
+	UntilSampleExited = "sample_exited" // the sample's first process has ended
+	UntilQuiet        = "quiet"         // nothing new for a while
+)
+
+// A Protocol is a checked list of steps.
+type Protocol struct {
+	Name  string
+	Steps []Step
+}
+
+// An Error is a mistake in a protocol's text.
+type Error struct {
+	Line, Column int
+	Text         string // what is wrong, and how to mend it
+}
+
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return e.Text
+	}
+	return fmt.Sprintf("line %d, column %d: %s", e.Line, e.Column, e.Text)
+}
+
+func at(n *yaml.Node, format string, args ...any) error {
+	return &Error{Line: n.Line, Column: n.Column, Text: fmt.Sprintf(format, args...)}
+}
+
+// option is a key of a step: whether it applies and how it is read.
+type option struct {
+	kinds []Kind // none: all
+	read  func(s *Step, n *yaml.Node) error
+}
+
+// defaults of the steps, and the only place that lists them.
+var kinds = map[Kind]Step{
+	Poweron:       {Timeout: 30 * time.Second, OnFailure: Stop},
+	WaitIP:        {Timeout: 10 * time.Second, OnFailure: Continue},
+	RunSample:     {Timeout: 10 * time.Second, OnFailure: Stop},
+	Wait:          {Timeout: 20 * time.Second, OnFailure: Continue},
+	Pause:         {Timeout: 10 * time.Second, OnFailure: Stop},
+	Resume:        {Timeout: 10 * time.Second, OnFailure: Stop},
+	Restart:       {Timeout: 30 * time.Second, OnFailure: Stop},
+	Shutdown:      {Timeout: 10 * time.Second, OnFailure: Poweroff},
+	PoweroffStep:  {Timeout: 10 * time.Second, OnFailure: Continue},
+	Trigger:       {Timeout: 60 * time.Second, OnFailure: Continue},
+	Exec:          {Timeout: 10 * time.Second, OnFailure: Continue},
+	DumpMemory:    {Timeout: 60 * time.Second, OnFailure: Continue},
+	StartAnalysis: {Timeout: 60 * time.Second, OnFailure: Continue},
+	WaitAnalysis:  {Timeout: 60 * time.Second, OnFailure: Continue},
+}
+
+var options = map[string]option{
+	"timeout":    {nil, func(s *Step, n *yaml.Node) error { return readDuration(n, &s.Timeout) }},
+	"on_failure": {nil, readOnFailure},
+	"cold":       {[]Kind{Poweron}, func(s *Step, n *yaml.Node) error { return n.Decode(&s.Cold) }},
+	"until":      {[]Kind{Wait}, readUntil},
+	"quiet":      {[]Kind{Wait}, func(s *Step, n *yaml.Node) error { return readDuration(n, &s.Quiet) }},
+	"limit":      {[]Kind{Wait}, readLimit},
+	"for":        {[]Kind{Wait}, func(s *Step, n *yaml.Node) error { return readDuration(n, &s.Timeout) }},
+	"event":      {[]Kind{Trigger}, readEvent},
+	"payload":    {[]Kind{Trigger}, readPayload},
+	"command":    {[]Kind{Exec}, readCommand},
+}
+
+// Parse reads and checks a protocol. The error is a *[Error] or several of
+// them, joined.
+func Parse(text string) (*Protocol, error) {
+	if len(text) > maxText {
+		return nil, &Error{Text: fmt.Sprintf("the protocol has %d bytes; %d are allowed", len(text), maxText)}
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		return nil, &Error{Text: strings.TrimPrefix(err.Error(), "yaml: ")}
+	}
+	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
+		return nil, &Error{Text: "a protocol is a mapping with the keys name and steps"}
+	}
+	p := &Protocol{}
+	var errs []error
+	var steps *yaml.Node
+	for key, value := range pairs(doc.Content[0]) {
+		switch key.Value {
+		case "name":
+			p.Name = value.Value
+		case "steps":
+			steps = value
+		default:
+			errs = append(errs, at(key, "unknown key %q (a protocol has name and steps)", key.Value))
+		}
+	}
+	if steps == nil || steps.Kind != yaml.SequenceNode || len(steps.Content) == 0 {
+		return nil, errors.Join(append(errs, at(doc.Content[0], "a protocol needs steps: a list, one step per line"))...)
+	}
+	if len(steps.Content) > maxSteps {
+		return nil, at(steps, "%d steps; %d are allowed", len(steps.Content), maxSteps)
+	}
+	for _, n := range steps.Content {
+		s, err := parseStep(n)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p.Steps = append(p.Steps, s)
+	}
+	if len(errs) == 0 {
+		errs = append(errs, p.check()...)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// pairs walks a mapping.
+func pairs(n *yaml.Node) func(func(k, v *yaml.Node) bool) {
+	return func(yield func(k, v *yaml.Node) bool) {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if !yield(n.Content[i], n.Content[i+1]) {
+				return
+			}
+		}
+	}
+}
+
+// parseStep reads "kind", "kind: value" or "kind: {options}".
+func parseStep(n *yaml.Node) (Step, error) {
+	key, value := n, (*yaml.Node)(nil)
+	if n.Kind == yaml.MappingNode {
+		if len(n.Content) != 2 {
+			return Step{}, at(n, "a step has one name (write its options in braces: - wait: {for: 5s})")
+		}
+		key, value = n.Content[0], n.Content[1]
+	}
+	if key.Kind != yaml.ScalarNode {
+		return Step{}, at(n, "a step is a name, or a name and its options")
+	}
+	s, ok := kinds[Kind(key.Value)]
+	if !ok {
+		return Step{}, at(key, "unknown step %q (there are: %s)", key.Value, strings.Join(Kinds(), ", "))
+	}
+	s.Kind, s.Line = Kind(key.Value), key.Line
+	switch {
+	case value == nil || value.Tag == "!!null":
+	case value.Kind == yaml.MappingNode:
+		if err := readOptions(&s, value); err != nil {
+			return Step{}, err
+		}
+	default:
+		if err := readShort(&s, value); err != nil {
+			return Step{}, err
+		}
+	}
+	return s, s.check(key)
+}
+
+func readOptions(s *Step, n *yaml.Node) error {
+	for key, value := range pairs(n) {
+		o, ok := options[key.Value]
+		if !ok || len(o.kinds) > 0 && !slices.Contains(o.kinds, s.Kind) {
+			return at(key, "%s has no option %q (it has: %s)", s.Kind, key.Value, strings.Join(optionsOf(s.Kind), ", "))
+		}
+		if err := o.read(s, value); err != nil {
+			var e *Error
+			if errors.As(err, &e) {
+				return err
+			}
+			return at(value, "%s: %v", key.Value, err)
+		}
+	}
+	return nil
+}
+
+// readShort reads the value of a step that needs only one.
+func readShort(s *Step, n *yaml.Node) error {
+	switch s.Kind {
+	case Trigger:
+		return readEvent(s, n)
+	case Exec:
+		return readCommand(s, n)
+	case Wait:
+		return readDuration(n, &s.Timeout)
+	}
+	return at(n, "write the options of %s in braces: - %s: {timeout: 10s}", s.Kind, s.Kind)
+}
+
+func (s *Step) check(n *yaml.Node) error {
+	switch {
+	case s.Timeout <= 0 || s.Timeout > maxTime:
+		return at(n, "%s: a timeout is between 1ms and %s", s.Kind, maxTime)
+	case s.Kind == Trigger && s.Event == "":
+		return at(n, "trigger needs the name of an event: - trigger: snapshots_capture")
+	case s.Kind == Exec && len(s.Command) == 0:
+		return at(n, "exec needs a command: - exec: [ps, aux]")
+	case s.Kind == Wait && slices.Contains(s.Until, UntilQuiet) && s.Quiet == 0:
+		return at(n, "wait until quiet needs how long: {until: [quiet], quiet: 10s}")
+	case s.Quiet < 0 || s.Quiet > maxTime:
+		return at(n, "quiet is between 1ms and %s", maxTime)
+	}
+	return nil
+}
+
+// analysis reports whether a step comes after the machine's time.
+func (k Kind) analysis() bool { return k == StartAnalysis || k == WaitAnalysis }
+
+// check looks at the steps' order.
+func (p *Protocol) check() []error {
+	var errs []error
+	fail := func(s Step, format string, args ...any) {
+		errs = append(errs, &Error{Line: s.Line, Column: 1, Text: fmt.Sprintf(format, args...)})
+	}
+	started, waited, on := false, false, false
+	for _, s := range p.Steps {
+		switch {
+		case s.Kind == StartAnalysis && started:
+			fail(s, "start_analysis comes once")
+		case s.Kind == WaitAnalysis && !started:
+			fail(s, "wait_analysis needs start_analysis before it")
+		case s.Kind == WaitAnalysis && waited:
+			fail(s, "wait_analysis comes once")
+		case !s.Kind.analysis() && started:
+			fail(s, "%s after start_analysis: the machine is gone by then (move it before)", s.Kind)
+		case s.Kind == Poweron:
+			on = true
+		case !s.Kind.analysis() && s.Kind != Trigger && s.Kind != Wait && !on:
+			fail(s, "%s before poweron (add - poweron before it)", s.Kind)
+		}
+		started = started || s.Kind == StartAnalysis
+		waited = waited || s.Kind == WaitAnalysis
+	}
+	if !started || !waited {
+		fail(p.Steps[len(p.Steps)-1], "a protocol ends with start_analysis and wait_analysis (add them)")
+	}
+	return errs
+}
+
+// Kinds lists the names of all steps.
+func Kinds() []string {
+	var out []string
+	for k := range kinds {
+		out = append(out, string(k))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func optionsOf(k Kind) []string {
+	var out []string
+	for name, o := range options {
+		if len(o.kinds) == 0 || slices.Contains(o.kinds, k) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func readDuration(n *yaml.Node, into *time.Duration) error {
+	d, err := time.ParseDuration(n.Value)
+	if err != nil || d <= 0 {
+		return at(n, "%q is not a duration (write 500ms, 20s or 1m30s)", n.Value)
+	}
+	*into = d
+	return nil
+}
+
+func readOnFailure(s *Step, n *yaml.Node) error {
+	s.OnFailure = OnFailure(n.Value)
+	switch s.OnFailure {
+	case Stop, Continue, Poweroff:
+		return nil
+	}
+	return at(n, "on_failure %q is none of stop, continue, poweroff", n.Value)
+}
+
+func readUntil(s *Step, n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		s.Until = []string{n.Value}
+	} else if err := n.Decode(&s.Until); err != nil {
+		return at(n, "until is a name or a list of names")
+	}
+	for _, u := range s.Until {
+		if err := schemas.CheckEventName(u); err != nil {
+			return at(n, "until: %v", err)
+		}
+	}
+	return nil
+}
+
+func readLimit(s *Step, n *yaml.Node) error {
+	if n.Value == "runtime" {
+		s.Runtime = true
+		return nil
+	}
+	return readDuration(n, &s.Timeout)
+}
+
+// reserved are events that only the machine and the sandbox publish: a
+// protocol that could trigger them could lie.
+func reserved(name string) bool {
+	for _, p := range []string{"pre_", "post_", "failed_", "analysis_"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	switch name {
+	case schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady, schemas.EventSampleStarted,
+		schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventHookFailed, schemas.EventStepFailed,
+		schemas.EventExec, schemas.EventStartAnalysis, schemas.EventWaitAnalysis:
+		return true
+	}
+	return false
+}
+
+func readEvent(s *Step, n *yaml.Node) error {
+	s.Event = n.Value
+	if err := schemas.CheckEventName(s.Event); err != nil {
+		return at(n, "%v", err)
+	}
+	if reserved(s.Event) {
+		return at(n, "%s is an event that only the sandbox publishes (choose another name)", s.Event)
+	}
+	return nil
+}
+
+func readPayload(s *Step, n *yaml.Node) error {
+	if err := n.Decode(&s.Payload); err != nil {
+		return at(n, "payload is a mapping of names to texts")
+	}
+	return nil
+}
+
+func readCommand(s *Step, n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		argv, err := Split(n.Value)
+		if err != nil {
+			return at(n, "%v", err)
+		}
+		s.Command = argv
+		return nil
+	}
+	if err := n.Decode(&s.Command); err != nil {
+		return at(n, "command is a list of words, or one text that is split by quotes")
+	}
+	return nil
+}

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandboxd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/petri-sandbox/petri/schemas"
+	"github.com/petri-sandbox/petri/schemas/trace"
+)
+
+// Limits bound what one analysis may keep, in bytes where nothing else is said.
+// The zero value has the defaults.
+type Limits struct {
+	Stdout     int64 // of each of stdout and stderr; 4 MiB
+	Serial     int64 // 1 MiB
+	Trace      int64 // 512 MiB
+	Pcap       int64 // 256 MiB
+	DropFile   int64 // of one dropped file; 32 MiB
+	DropFiles  int   // that are kept; 500
+	DropTotal  int64 // 256 MiB
+	DropListed int   // that are listed; 200,000
+	Tasks      int   // processes and threads of the sample; 4096
+}
+
+// WithDefaults fills in what is zero.
+func (l Limits) WithDefaults() Limits {
+	set := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&l.Stdout, 4<<20)
+	set(&l.Serial, 1<<20)
+	set(&l.Trace, 512<<20)
+	set(&l.Pcap, 256<<20)
+	set(&l.DropFile, 32<<20)
+	set(&l.DropTotal, 256<<20)
+	if l.DropFiles == 0 {
+		l.DropFiles = 500
+	}
+	if l.DropListed == 0 {
+		l.DropListed = 200_000
+	}
+	if l.Tasks == 0 {
+		l.Tasks = 4096
+	}
+	return l
+}
+
+// How much of a source may be lost by a crash: a segment goes out when it has
+// this size or this age.
+const (
+	logSegment   = 64 << 10
+	logAge       = 250 * time.Millisecond
+	storeSegment = 8 << 20
+	storeAge     = 5 * time.Second
+)
+
+// source cuts one high-volume stream into segments while it arrives, and
+// publishes each. Small sources travel in the log, large ones in the store.
+type source struct {
+	c     *Context
+	name  schemas.Source
+	store bool
+	media string
+	limit int64 // bytes in all
+	size  int   // of a segment
+	age   time.Duration
+	// scan returns how many of b's bytes are whole records, and how many
+	// records they hold. nil: every byte is one.
+	scan func(b []byte) (n int, records uint64, err error)
+
+	mu       sync.Mutex
+	buf      []byte
+	from     time.Time // when buf's first byte came
+	records  uint64    // in all segments so far
+	next     int       // number of the next segment
+	prev     *schemas.Digest
+	segments []schemas.ManifestSegment
+	bytes    int64
+	cut      uint64
+	lost     uint64 // records that were left out here
+	broken   string // why nothing more is kept
+	ended    *schemas.SourceCoverage
+	spool    *os.File // of small sources, for the artifact
+}
+
+func (c *Context) newSources() map[schemas.Source]*source {
+	l := c.cfg.Limits
+	out := map[schemas.Source]*source{}
+	for _, s := range []*source{
+		{name: schemas.SourceTrace, store: true, media: schemas.TraceMediaType, limit: l.Trace, scan: scanTrace},
+		{name: schemas.SourcePcap, store: true, media: schemas.PcapMediaType, limit: l.Pcap, scan: scanPcapng},
+		{name: schemas.SourceStdout, limit: l.Stdout},
+		{name: schemas.SourceStderr, limit: l.Stdout},
+		{name: schemas.SourceSerial, limit: l.Serial},
+	} {
+		s.c, s.size, s.age = c, logSegment, logAge
+		if s.store {
+			s.size, s.age = storeSegment, storeAge
+		}
+		out[s.name] = s
+	}
+	return out
+}
+
+// Data implements [machine.Observer].
+func (c *Context) Data(src schemas.Source, p []byte) {
+	s := c.sources[src]
+	if s == nil {
+		return
+	}
+	switch src {
+	case schemas.SourceStdout, schemas.SourceStderr, schemas.SourceTrace:
+		c.news()
+	}
+	s.add(p)
+}
+
+// End implements [machine.Observer].
+func (c *Context) End(src schemas.Source, cov schemas.SourceCoverage) {
+	if s := c.sources[src]; s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.merge(cov)
+	}
+}
+
+// merge adds what the machine says of a source. A machine that was started
+// twice has two of them.
+func (s *source) merge(cov schemas.SourceCoverage) {
+	if s.ended == nil {
+		s.ended = &cov
+		return
+	}
+	e := s.ended
+	e.Produced += cov.Produced
+	e.Lost += cov.Lost
+	e.Cut += cov.Cut
+	e.Unreadable += cov.Unreadable
+	e.PerCPU = append(e.PerCPU, cov.PerCPU...)
+	if cov.Status != schemas.StatusWhole {
+		e.Status, e.Reason = cov.Status, cov.Reason
+	}
+	for k, v := range cov.Suppressed {
+		if e.Suppressed == nil {
+			e.Suppressed = map[string]uint64{}
+		}
+		e.Suppressed[k] += v
+	}
+}
+
+func (s *source) add(p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != "" {
+		s.cut += uint64(len(p))
+		return
+	}
+	if len(s.buf) == 0 {
+		s.from = time.Now()
+	}
+	s.buf = append(s.buf, p...)
+	for len(s.buf) >= s.size && s.broken == "" {
+		if !s.flush(false) {
+			break
+		}
+	}
+}
+
+// flushOld publishes what has waited long enough.
+func (s *source) flushOld(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.buf) > 0 && now.Sub(s.from) >= s.age {
+		s.flush(false)
+	}
+}
+
+// flushSources runs until the machine has gone.
+func (c *Context) flushSources(done <-chan struct{}) {
+	t := time.NewTicker(logAge / 2)
+	defer t.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case now := <-t.C:
+			for _, s := range c.sources {
+				s.flushOld(now)
+			}
+		}
+	}
+}
+
+// flush publishes the whole records in the buffer as one segment, at most
+// s.size bytes of them. It reports whether anything went out.
+func (s *source) flush(final bool) bool {
+	n, records := min(len(s.buf), s.size), uint64(0)
+	if s.scan == nil {
+		records = uint64(n)
+	} else {
+		var err error
+		n, records, err = s.scan(s.buf[:n])
+		if err != nil {
+			s.fail("malformed: " + err.Error())
+			return false
+		}
+	}
+	if final && n < len(s.buf) && s.scan != nil {
+		s.cut += uint64(len(s.buf) - n) // half a record at the very end
+		s.buf = s.buf[:n]
+	}
+	if n == 0 && !final {
+		if len(s.buf) > 1<<20 {
+			s.fail("malformed: a record of more than 1 MiB")
+		}
+		return false
+	}
+	if s.bytes+int64(n) > s.limit {
+		s.lost += records
+		s.fail(fmt.Sprintf("more than %d bytes", s.limit))
+		return false
+	}
+	if n == 0 && s.next == 0 {
+		return false // nothing ever came
+	}
+	if err := s.publish(s.buf[:n], records, final && n == len(s.buf)); err != nil {
+		s.lost += records
+		s.fail(err.Error())
+		return false
+	}
+	s.buf = append(s.buf[:0], s.buf[n:]...)
+	s.from = time.Now()
+	return true
+}
+
+// fail gives the source up: what comes is read and counted, no more.
+func (s *source) fail(why string) {
+	s.broken = why
+	s.cut += uint64(len(s.buf))
+	s.buf = nil
+}
+
+func (s *source) publish(p []byte, records uint64, final bool) error {
+	seg := schemas.Segment{
+		Source: s.name, N: s.next, SHA256: schemas.Sum(p), Size: int64(len(p)), First: s.records, Records: records,
+		Produced: s.records + records + s.lost, Lost: s.lost, Prev: s.prev, From: s.from.UTC(), Final: final,
+	}
+	if seg.From.IsZero() {
+		seg.From = time.Now().UTC()
+	}
+	if s.store {
+		if _, _, err := s.c.cfg.Store.Put(s.c.life, "segment", bytes.NewReader(p)); err != nil {
+			return fmt.Errorf("store a segment: %w", err)
+		}
+	} else {
+		seg.Data = p
+		if err := s.spoolWrite(p); err != nil {
+			return err
+		}
+	}
+	e, err := schemas.NewEvent(s.c.cfg.Tenant, s.c.cfg.Analysis, seg.ID(s.c.cfg.Analysis), time.Now(), s.origin(), seg)
+	if err != nil {
+		return err
+	}
+	if err := s.c.cfg.Log.PublishSegment(s.c.life, e, &seg); err != nil {
+		return fmt.Errorf("publish a segment: %w", err)
+	}
+	s.next++
+	s.prev = &seg.SHA256
+	s.records += records
+	s.bytes += seg.Size
+	s.segments = append(s.segments, schemas.ManifestSegment{SHA256: seg.SHA256, Size: seg.Size, First: seg.First, Records: records})
+	return nil
+}
+
+func (s *source) origin() schemas.Origin {
+	if s.name == schemas.SourcePcap {
+		return schemas.OriginHost
+	}
+	return schemas.OriginGuest
+}
+
+// spoolWrite keeps a small source's bytes for its artifact.
+func (s *source) spoolWrite(p []byte) error {
+	if s.spool == nil {
+		f, err := os.OpenFile(filepath.Join(s.c.cfg.Dir, string(s.name)), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+		if err != nil {
+			return fmt.Errorf("keep %s: %w", s.name, err)
+		}
+		s.spool = f
+	}
+	_, err := s.spool.Write(p)
+	return err
+}
+
+// read returns everything that has been spooled, after publishing what waits.
+func (s *source) read() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.broken == "" && len(s.buf) > 0 && s.flush(false) {
+	}
+	if s.spool == nil {
+		return nil, nil
+	}
+	b := make([]byte, s.bytes)
+	_, err := s.spool.ReadAt(b, 0)
+	return b, err
+}
+
+// finish publishes the rest and returns what became of the source. The machine
+// is gone by then.
+func (s *source) finish() schemas.SourceCoverage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.broken == "" && len(s.buf) > s.size && s.flush(false) {
+	}
+	if s.broken == "" {
+		s.flush(true)
+	}
+	cov := schemas.SourceCoverage{Source: s.name, Status: schemas.StatusWhole}
+	if s.ended != nil {
+		cov = *s.ended
+		cov.Source = s.name
+	}
+	cov.Segments, cov.Bytes = len(s.segments), s.bytes
+	cov.Cut += s.cut
+	cov.Lost += s.lost
+	cov.Produced = max(cov.Produced, s.records+cov.Lost)
+	switch {
+	case s.broken != "":
+		cov.Status, cov.Reason = schemas.StatusPartial, s.broken
+	case s.ended == nil && s.name == schemas.SourceTrace:
+		cov.Status, cov.Reason = schemas.StatusMissing, "nothing was traced"
+	case cov.Status == schemas.StatusWhole && (cov.Lost > 0 || cov.Cut > 0):
+		cov.Status = schemas.StatusPartial
+		cov.Reason = fmt.Sprintf("%d records lost, %d bytes cut", cov.Lost, cov.Cut)
+	}
+	return cov
+}
+
+func (s *source) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spool != nil {
+		s.spool.Close()
+	}
+}
+
+// manifest announces the artifact that stands for a large source's segments.
+func (s *source) manifest(cov schemas.SourceCoverage) error {
+	if !s.store || len(s.segments) == 0 {
+		return nil
+	}
+	m := schemas.Manifest{Schema: schemas.ManifestSchema, Source: s.name, MediaType: s.media, Segments: s.segments, Size: s.bytes, Coverage: cov}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	kind := schemas.KindTrace
+	if s.name == schemas.SourcePcap {
+		kind = schemas.KindPcap
+	}
+	return s.c.Store(s.c.life, schemas.Artifact{Kind: kind, MediaType: schemas.ManifestMediaType, Name: string(s.name)}, bytes.NewReader(b))
+}
+
+// scanTrace walks over whole blocks of a trace.
+func scanTrace(b []byte) (n int, records uint64, err error) {
+	for rest := b; ; {
+		h, block, next, err := trace.NextBlock(rest)
+		if err != nil || block == nil {
+			return n, records, err
+		}
+		n += len(block)
+		records += uint64(h.Count)
+		rest = next
+	}
+}
+
+// pcapngPacket is the type of an enhanced packet block (pcapng, section 4.3).
+const pcapngPacket = 6
+
+// scanPcapng walks over whole blocks of a capture, which our own writer made:
+// little-endian, type and total length first (pcapng, section 3.1).
+func scanPcapng(b []byte) (n int, packets uint64, err error) {
+	for {
+		if len(b)-n < 12 {
+			return n, packets, nil
+		}
+		size := binary.LittleEndian.Uint32(b[n+4:])
+		if size < 12 || size%4 != 0 || size > 1<<20 {
+			return n, packets, fmt.Errorf("a pcapng block of %d bytes", size)
+		}
+		if len(b)-n < int(size) {
+			return n, packets, nil
+		}
+		if binary.LittleEndian.Uint32(b[n:]) == pcapngPacket {
+			packets++
+		}
+		n += int(size)
+	}
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandboxd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"time"
+
+	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// errNoMachine says that a verb came before the context had a machine.
+var errNoMachine = errors.New("the analysis has no machine")
+
+// do is what all verbs have in common: the check, before anything is
+// published; pre_X and its handlers; the deed, with its own deadline; post_X,
+// or failed_X in its place.
+func (c *Context) do(ctx context.Context, v Verb, timeout time.Duration, pre, post func(schemas.Transition) schemas.Typed, deed func(context.Context, machine.Machine) error) error {
+	c.verbs.Lock()
+	defer c.verbs.Unlock()
+	c.mu.Lock()
+	m, from := c.machine, c.state
+	c.mu.Unlock()
+	to, err := Next(from, v)
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		return errNoMachine
+	}
+	begin := time.Now()
+	t := schemas.Transition{Verb: "pre_" + string(v), From: string(from), To: string(to)}
+	err = c.emit(schemas.OriginHost, pre(t))
+	if err == nil {
+		dctx, cancel := context.WithTimeout(ctx, timeout)
+		stop := context.AfterFunc(c.life, cancel)
+		err = deed(dctx, m)
+		stop()
+		cancel()
+	}
+	if err != nil {
+		failed := schemas.FailedTransition{Verb: "failed_" + string(v), State: string(c.State()), Error: err.Error()}
+		return errors.Join(fmt.Errorf("%s: %w", v, err), c.emit(schemas.OriginHost, failed))
+	}
+	c.set(func() { c.state = to })
+	t.Verb, t.Took = "post_"+string(v), schemas.Duration(time.Since(begin).Round(time.Millisecond))
+	return c.emit(schemas.OriginHost, post(t))
+}
+
+func same(t schemas.Transition) schemas.Typed { return t }
+
+// Poweron starts the machine and returns when its guest is ready.
+func (c *Context) Poweron(ctx context.Context, timeout time.Duration, spec schemas.MachineSpec) error {
+	id, err := c.takeIdentity()
+	if err != nil {
+		return err
+	}
+	var boot machine.Boot
+	err = c.do(ctx, VerbPoweron, timeout,
+		func(t schemas.Transition) schemas.Typed { return schemas.PrePoweron{From: t.From, Machine: spec} },
+		func(schemas.Transition) schemas.Typed { return boot.PostPoweron },
+		func(ctx context.Context, m machine.Machine) (err error) {
+			boot, err = m.Poweron(ctx, id)
+			return err
+		})
+	if err != nil {
+		return err
+	}
+	return c.ready(boot)
+}
+
+// Restart resets the machine. Nothing in its RAM survives, and everything that
+// the guest wrote is in its RAM.
+func (c *Context) Restart(ctx context.Context, timeout time.Duration) error {
+	id, err := c.takeIdentity()
+	if err != nil {
+		return err
+	}
+	var boot machine.Boot
+	lost := func(t schemas.Transition) schemas.Typed {
+		t.Memory = &schemas.MemoryState{Note: "nothing in RAM survives, the sample's files and processes among it"}
+		return t
+	}
+	err = c.do(ctx, VerbRestart, timeout, lost, lost, func(ctx context.Context, m machine.Machine) (err error) {
+		boot, err = m.Restart(ctx, id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return c.ready(boot)
+}
+
+func (c *Context) ready(boot machine.Boot) error {
+	c.set(func() {
+		c.boot = boot
+		c.mac = boot.Ready.Identity.MAC
+		c.runDone, c.exited, c.treeGone, c.collected = false, nil, false, false
+	})
+	return c.emit(schemas.OriginGuest, boot.Ready)
+}
+
+// Pause stops the guest's CPUs.
+func (c *Context) Pause(ctx context.Context, timeout time.Duration) error {
+	return c.do(ctx, VerbPause, timeout, same, same, func(ctx context.Context, m machine.Machine) error { return m.Pause(ctx) })
+}
+
+// Resume continues a paused guest.
+func (c *Context) Resume(ctx context.Context, timeout time.Duration) error {
+	return c.do(ctx, VerbResume, timeout, same, same, func(ctx context.Context, m machine.Machine) error { return m.Resume(ctx) })
+}
+
+// Shutdown asks the guest to power off and waits until it has.
+func (c *Context) Shutdown(ctx context.Context, timeout time.Duration) error {
+	return c.do(ctx, VerbShutdown, timeout, same, same, func(ctx context.Context, m machine.Machine) error { return m.Shutdown(ctx) })
+}
+
+// Poweroff takes the machine's power.
+func (c *Context) Poweroff(ctx context.Context, timeout time.Duration) error {
+	return c.do(ctx, VerbPoweroff, timeout, same, same, func(ctx context.Context, m machine.Machine) error { return m.Poweroff(ctx) })
+}
+
+// stop ends the machine whatever it is doing, and only then says so: stopping
+// never waits for the log. It returns when nothing of the machine is left.
+func (c *Context) stop(reason string) {
+	c.mu.Lock()
+	m, from := c.machine, c.state
+	c.mu.Unlock()
+	if m == nil {
+		return
+	}
+	at := time.Now()
+	err := m.Close()
+	if err != nil {
+		c.cfg.Slog.Error("end the machine", "analysis", c.cfg.Analysis, "error", err)
+	}
+	if !from.Alive() {
+		return
+	}
+	c.set(func() { c.state = Off })
+	t := schemas.Transition{Verb: "pre_poweroff", From: string(from), To: string(Off), Reason: reason}
+	if c.Err() != nil {
+		return // the log will hear of it from whoever ends the analysis
+	}
+	if _, err := c.publish(at, schemas.OriginHost, t); err != nil {
+		return
+	}
+	t.Verb, t.Late = "post_poweroff", schemas.Duration(time.Since(at).Round(time.Millisecond))
+	if e, err := c.publish(time.Time{}, schemas.OriginHost, t); err == nil {
+		_ = c.dispatch(e) // its failures are in the log
+	}
+}
+
+// DumpMemory writes an ELF core of the guest's RAM to f.
+func (c *Context) DumpMemory(ctx context.Context, f *os.File) error {
+	m, err := c.living()
+	if err != nil {
+		return err
+	}
+	return m.DumpMemory(ctx, f)
+}
+
+// Exec runs a command in the guest, beside the sample, and publishes what came
+// of it.
+func (c *Context) Exec(ctx context.Context, timeout time.Duration, command []string) (schemas.Exec, error) {
+	m, err := c.living()
+	if err != nil {
+		return schemas.Exec{}, err
+	}
+	out, err := m.Exec(ctx, machine.Exec{Command: command, Timeout: timeout})
+	if err != nil {
+		return out, fmt.Errorf("exec: %w", err)
+	}
+	return out, c.emit(schemas.OriginGuest, out)
+}
+
+// living returns the machine if it has a guest.
+func (c *Context) living() (machine.Machine, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.machine == nil {
+		return nil, errNoMachine
+	}
+	if !c.state.Alive() {
+		return nil, fmt.Errorf("%w: the machine is %s", ErrIllegal, c.state)
+	}
+	return c.machine, nil
+}
+
+// takeIdentity returns the analysis' identity, the same for every start of its
+// machine but for the entropy.
+func (c *Context) takeIdentity() (machine.Identity, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.identity == nil {
+		id, err := newIdentity()
+		if err != nil {
+			return machine.Identity{}, err
+		}
+		c.identity = &id
+	}
+	id := *c.identity
+	id.Entropy = make([]byte, 64)
+	_, err := rand.Read(id.Entropy)
+	return id, err
+}
+
+// hostnames look like machines that somebody owns.
+var hostnames = []string{"gateway", "server", "nas", "router", "srv", "web", "camera", "node", "media", "backup", "office", "dev"}
+
+func newIdentity() (machine.Identity, error) {
+	number := func(n int64) int64 {
+		v, err := rand.Int(rand.Reader, big.NewInt(n))
+		if err != nil {
+			panic(err) // crypto/rand does not fail
+		}
+		return v.Int64()
+	}
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return machine.Identity{}, err
+	}
+	// The first three bytes are a vendor's, QEMU's own 52:54:00 among the ones
+	// that nobody should see: this one is Realtek's range for network cards.
+	mac := fmt.Sprintf("00:e0:4c:%02x:%02x:%02x", b[13], b[14], b[15])
+	id := machine.Identity{}
+	id.Hostname = fmt.Sprintf("%s-%02d", hostnames[number(int64(len(hostnames)))], number(100))
+	id.MachineID = hex.EncodeToString(b[:])
+	id.MAC = mac
+	id.Uptime = schemas.Duration(time.Duration(20*60+number(30*24*3600)) * time.Second)
+	id.FirstPID = int(400 + number(3000))
+	return id, nil
+}

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandboxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Jobs is where a [Worker] takes its work from.
+type Jobs interface {
+	// Claim waits for a job.
+	Claim(ctx context.Context) (Job, error)
+	// Release gives a job back that a dead sandbox had claimed, by the token
+	// that it had noted.
+	Release(token string) error
+}
+
+// A Job is a claimed submission.
+type Job interface {
+	Submission() schemas.Submission
+	Token() string
+	// Keepalive keeps the claim until ctx is done.
+	Keepalive(ctx context.Context)
+	// Done takes the job out of the queue; Release gives it back.
+	Done(ctx context.Context) error
+	Release(after time.Duration) error
+}
+
+// Endings waits for analyzers and ends analyses.
+type Endings interface {
+	Wait(ctx context.Context, tenant, analysis string, deadline time.Time, expected []string) ([]schemas.MissingTask, error)
+	// End writes an ending unless there is one, and returns the one there is.
+	End(ctx context.Context, tenant, analysis string, ending schemas.Typed) (schemas.Event, error)
+	// Events returns an analysis' context events so far, oldest first.
+	Events(ctx context.Context, tenant, analysis string) ([]schemas.Event, error)
+	// Hold keeps the lease of an analysis until ctx is done; Holder is who has
+	// it, empty if nobody.
+	Hold(ctx context.Context, analysis, worker string)
+	Holder(ctx context.Context, analysis string) (string, error)
+	// OnCancel calls fn when somebody asks for the analysis' end.
+	OnCancel(tenant, analysis string, fn func(by string)) (stop func(), err error)
+}
+
+// Options are for a [Worker].
+type Options struct {
+	ID       string // of this sandbox, the same after a restart
+	Host     string
+	Version  string
+	Dir      string // for what analyses have on the disk while they run
+	Parallel int    // analyses that have a machine at once; default 1
+	Limits   Limits
+	Slog     *slog.Logger
+	// InstallHooks subscribes the hooks of a configuration, or the default
+	// ones if it is empty.
+	InstallHooks func(c *Context, text string) error
+	// Describe says what a machine of that architecture will be.
+	Describe func(arch, start string) schemas.MachineSpec
+	// Reap ends every machine that a dead predecessor left running, and
+	// returns how many there were.
+	Reap func() (int, error)
+}
+
+// A Worker takes jobs and runs an analysis for each.
+type Worker struct {
+	opts     Options
+	log      Log
+	store    Store
+	jobs     Jobs
+	endings  Endings
+	machines Machines
+}
+
+// NewWorker returns a worker. Nothing happens until [Worker.Run].
+func NewWorker(log Log, store Store, jobs Jobs, endings Endings, machines Machines, o Options) *Worker {
+	if o.Parallel <= 0 {
+		o.Parallel = 1
+	}
+	return &Worker{opts: o, log: log, store: store, jobs: jobs, endings: endings, machines: machines}
+}
+
+// errShutdown is the cause of analyses that are cut short because the sandbox
+// is told to stop.
+var errShutdown = failure{reasonInterrupted, errors.New("the sandbox was stopped")}
+
+// shutdownTime is how long the analyses have to say how they ended.
+const shutdownTime = 15 * time.Second
+
+// Run first ends what a dead predecessor has left, then takes jobs until ctx
+// is done, and returns when every analysis has ended.
+func (w *Worker) Run(ctx context.Context) error {
+	if err := os.MkdirAll(w.opts.Dir, 0o700); err != nil {
+		return fmt.Errorf("make the sandbox's directory: %w", err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if err := w.recover(ctx, &wg); err != nil {
+		return fmt.Errorf("clean up after the last run: %w", err)
+	}
+	slots := make(chan struct{}, w.opts.Parallel)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		j, err := w.jobs.Claim(ctx)
+		if err != nil {
+			<-slots
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			w.opts.Slog.Warn("claim a job", "error", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			var once sync.Once
+			free := func() { once.Do(func() { <-slots }) }
+			defer free()
+			w.work(ctx, j, free)
+		}()
+	}
+}
+
+// work runs the attempt that a job is due for. free is called when the machine
+// is gone.
+func (w *Worker) work(ctx context.Context, j Job, free func()) {
+	sub := j.Submission()
+	log := w.opts.Slog.With("analysis", sub.ID)
+	next, err := w.attempt(ctx, sub)
+	switch {
+	case errors.Is(err, errBusy):
+		_ = j.Release(30 * time.Second)
+		return
+	case err != nil:
+		log.Warn("look for the submission's attempts", "error", err)
+		_ = j.Release(5 * time.Second)
+		return
+	case next == 0: // it has been done, or tried often enough
+		if err := j.Done(ctx); err != nil {
+			log.Warn("acknowledge a job", "error", err)
+		}
+		return
+	}
+	if err := w.analyse(ctx, j, sub, next, free); err != nil {
+		log.Warn("analyse", "error", err)
+	}
+}
+
+// errBusy says that another sandbox works on a submission.
+var errBusy = errors.New("another sandbox works on it")
+
+// attempt returns the number of the attempt that a submission is due for, from
+// 1, or 0 if it needs none. An attempt that nobody runs any more is ended.
+func (w *Worker) attempt(ctx context.Context, sub schemas.Submission) (int, error) {
+	for n := 1; ; n++ {
+		id := schemas.AttemptID(sub.ID, n)
+		events, err := w.endings.Events(ctx, sub.Tenant, id)
+		if err != nil {
+			return 0, err
+		}
+		if len(events) == 0 {
+			return n, nil
+		}
+		ending := endingOf(events)
+		if ending == nil {
+			holder, err := w.endings.Holder(ctx, id)
+			if err != nil {
+				return 0, err
+			}
+			if holder != "" && holder != w.opts.ID {
+				return 0, errBusy
+			}
+			if e, err := w.interrupted(ctx, sub.Tenant, id); err != nil {
+				return 0, err
+			} else {
+				ending = &e
+			}
+		}
+		if !w.again(*ending) || n > sub.Options.Retries {
+			return 0, nil
+		}
+	}
+}
+
+func endingOf(events []schemas.Event) *schemas.Event {
+	for i := range events {
+		if schemas.Ending(events[i].Name()) {
+			return &events[i]
+		}
+	}
+	return nil
+}
+
+func (w *Worker) interrupted(ctx context.Context, tenant, id string) (schemas.Event, error) {
+	return w.endings.End(ctx, tenant, id, schemas.AnalysisFailed{Reason: reasonInterrupted, Error: "the sandbox that ran it died"})
+}
+
+// again reports whether an ending calls for another attempt.
+func (w *Worker) again(e schemas.Event) bool {
+	var f schemas.AnalysisFailed
+	return e.Name() == schemas.EventFailed && e.Decode(&f) == nil && Retryable(f.Reason)
+}
+
+// analyse runs one attempt.
+func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, attempt int, free func()) error {
+	id := schemas.AttemptID(sub.ID, attempt)
+	a := &analysis{w: w, sub: sub, id: id, attempt: attempt, slog: w.opts.Slog, dir: filepath.Join(w.opts.Dir, id)}
+	if attempt > 1 {
+		a.retryOf = schemas.AttemptID(sub.ID, attempt-1)
+	}
+	if err := w.note(a, j.Token()); err != nil {
+		_ = j.Release(30 * time.Second)
+		return fmt.Errorf("note the job: %w", err)
+	}
+	// The analysis is told of a shutdown in its own words, and then has a
+	// while to end.
+	actx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { cancel(errShutdown) })
+	defer stop()
+	kctx, release := context.WithCancel(context.WithoutCancel(ctx))
+	var keeping sync.WaitGroup
+	for _, f := range []func(){func() { j.Keepalive(kctx) }, func() { w.endings.Hold(kctx, id, w.opts.ID) }} {
+		keeping.Add(1)
+		go func() {
+			defer keeping.Done()
+			f()
+		}()
+	}
+	defer keeping.Wait()
+	defer release()
+	unsubscribe, err := w.endings.OnCancel(sub.Tenant, id, func(by string) { cancel(errCancelled{by}) })
+	if err != nil {
+		w.opts.Slog.Warn("listen for cancellation", "analysis", id, "error", err)
+	} else {
+		defer unsubscribe()
+	}
+
+	failed := a.machineTime(actx)
+	free()
+	settled := w.settle(ctx, j, a, failed)
+	a.analysisTime(actx, failed)
+	if a.c != nil {
+		a.c.Close()
+	}
+	if a.sample != nil {
+		a.sample.Close()
+	}
+	if a.ended || a.c != nil && errors.Is(a.c.Err(), ErrFenced) {
+		if err := os.RemoveAll(a.dir); err != nil {
+			w.opts.Slog.Warn("remove the analysis' directory", "analysis", id, "error", err)
+		}
+	}
+	if !settled { // it goes back only now that its attempt has an ending
+		return j.Release(0)
+	}
+	return nil
+}
+
+// settle takes the job out of the queue, unless another attempt is due.
+func (w *Worker) settle(ctx context.Context, j Job, a *analysis, failed error) bool {
+	var f failure
+	if errors.As(failed, &f) && Retryable(f.reason) && a.attempt <= a.sub.Options.Retries {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+	defer cancel()
+	if err := j.Done(ctx); err != nil {
+		w.opts.Slog.Warn("acknowledge a job", "analysis", a.id, "error", err)
+	}
+	return true
+}
