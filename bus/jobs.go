@@ -244,7 +244,7 @@ func (b *Bus) Queued(ctx context.Context, fn func(QueuedJob) error) error {
 			continue
 		}
 		if err := fn(q); err != nil {
-			if errors.Is(err, Stop) {
+			if errors.Is(err, ErrStop) {
 				return nil
 			}
 			return err

@@ -113,7 +113,7 @@ func (b *Bus) cancelQueued(ctx context.Context, tenant, analysis, by string) (do
 	err = b.Queued(ctx, func(q QueuedJob) error {
 		if q.Submission.ID == analysis && q.Submission.Tenant == tenant {
 			job = &q
-			return Stop
+			return ErrStop
 		}
 		return nil
 	})

@@ -21,8 +21,8 @@ type Entry struct {
 	Event   schemas.Event
 }
 
-// Stop ends a reading without an error when a reader's function returns it.
-var Stop = errors.New("stop reading")
+// ErrStop ends a reading without an error when a reader's function returns it.
+var ErrStop = errors.New("stop reading")
 
 // Read calls fn with every event of an analysis, in the log's order, from a
 // sequence on (0 is the beginning), until the end that the log has now.
@@ -33,7 +33,7 @@ func (b *Bus) Read(ctx context.Context, tenant, analysis string, from uint64, fn
 	return b.read(ctx, []string{AnalysisSubject(tenant, analysis)}, from, fn)
 }
 
-// Follow is Read that goes on with what comes, until fn returns [Stop] or ctx
+// Follow is Read that goes on with what comes, until fn returns [ErrStop] or ctx
 // is done. caughtUp, which may be nil, is called once, when everything that
 // the log held at the start has been read.
 func (b *Bus) Follow(ctx context.Context, tenant, analysis string, from uint64, caughtUp func(), fn func(Entry) error) error {
@@ -108,7 +108,7 @@ func (b *Bus) follow(ctx context.Context, subjects []string, from uint64, caught
 				return fmt.Errorf("read the log at %d: %w", md.Sequence.Stream, err)
 			}
 			if err := fn(Entry{Seq: md.Sequence.Stream, Subject: m.Subject(), Event: e}); err != nil {
-				if errors.Is(err, Stop) {
+				if errors.Is(err, ErrStop) {
 					return nil
 				}
 				return err

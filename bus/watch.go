@@ -40,7 +40,7 @@ func (b *Bus) Watch(ctx context.Context, tenant, analysis string, fn func(schema
 				return ctx.Err()
 			}
 			if e.Event.Family() == "context" && schemas.Ending(e.Event.Name()) {
-				return Stop
+				return ErrStop
 			}
 			return nil
 		})
@@ -60,7 +60,7 @@ func (b *Bus) Watch(ctx context.Context, tenant, analysis string, fn func(schema
 				return err
 			}
 		case err := <-end:
-			if errors.Is(err, Stop) {
+			if errors.Is(err, ErrStop) {
 				err = nil
 			}
 			return err

@@ -111,10 +111,3 @@ func (c *Context) news() {
 	}
 	c.lastNews = now
 }
-
-// quietFor is how long nothing new has happened.
-func (c *Context) quietFor() time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return time.Since(c.lastNews)
-}

@@ -74,16 +74,6 @@ func (g *global) connect(ctx context.Context) (*bus.Bus, error) {
 	return c.Connect(ctx, "petri")
 }
 
-// withBus connects and calls f.
-func (g *global) withBus(ctx context.Context, f func(b *bus.Bus) error) error {
-	b, err := g.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	return f(b)
-}
-
 // interruptible returns a context that the first Ctrl-C or SIGTERM ends. The
 // second ends the program.
 func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -263,7 +263,7 @@ func follow(ctx context.Context, b *bus.Bus, tenant, id string, pr *progress) (s
 			ending = e.Event
 			time.AfterFunc(reportTime, cancel)
 		case e.Event.Family() == "report" && ending.ID != "":
-			return bus.Stop
+			return bus.ErrStop
 		}
 		return nil
 	})

@@ -12,7 +12,7 @@ func TestZZ(t *testing.T) {
 	m := start(t)
 	one := func(what string, arm bool) {
 		var p, o, d, c time.Duration = time.Hour, time.Hour, 0, time.Hour
-		for range 6 {
+		for range 8 {
 			before := m.busy()
 			res := m.must(request{Op: "run", Argv: []string{"/usr/bin/bench"}, Arm: arm, Timeout: time.Minute})
 			c = min(c, m.busy()-before)

@@ -117,7 +117,7 @@ func (h historyAdapter) Events(ctx context.Context, t schemas.TaskRef) iter.Seq2
 	return func(yield func(schemas.Event, error) bool) {
 		err := h.b.Read(ctx, t.Tenant, t.Analysis, 0, func(e bus.Entry) error {
 			if !yield(e.Event, nil) {
-				return bus.Stop
+				return bus.ErrStop
 			}
 			return nil
 		})

@@ -64,7 +64,7 @@ func (a *Attached) Leave(ctx context.Context, say func(text string)) {
 		busy := false
 		err := a.b.Queued(ctx, func(bus.QueuedJob) error {
 			busy = true
-			return bus.Stop
+			return bus.ErrStop
 		})
 		if err == nil && !busy {
 			var open int

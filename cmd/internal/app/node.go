@@ -55,7 +55,6 @@ type Node struct {
 
 	mu    sync.Mutex
 	procs map[string]*child.Process
-	err   error
 }
 
 // StartNode starts the tree and returns when every process is ready. Progress

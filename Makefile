@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# Petri: make setup, make demo, make test are all that one needs.
+
+SHELL := /bin/sh
+GO ?= go
+BIN := bin
+GUESTS := amd64
+# Everything that ships is built without cgo; only the race detector needs it.
+export CGO_ENABLED := 0
+GOBUILD := $(GO) build -trimpath
+
+.PHONY: help setup build guest demo test check vm-test race bench generate clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## install what building, running and testing need (Debian packages, npm packages)
+	@sh deploy/setup.sh
+
+build: ## petri, the daemons and the guest agents, into bin/
+	$(GOBUILD) -o $(BIN)/ ./cmd/petri ./cmd/sandboxd ./cmd/analyzer ./cmd/reporter
+	@for arch in $(GUESTS); do \
+		echo "$(GOBUILD) -ldflags='-s -w' -o $(BIN)/guestd-$$arch ./cmd/guestd"; \
+		GOOS=linux GOARCH=$$arch $(GOBUILD) -ldflags='-s -w' -o $(BIN)/guestd-$$arch ./cmd/guestd || exit 1; \
+	done
+
+guest: build ## the guests' images, from Debian's packages
+	@for arch in $(GUESTS); do $(BIN)/petri guest build $$arch || exit 1; done
+
+demo: setup guest ## detonate a bundled benign sample in a real guest and show the report
+	@gcc -static -O1 -o $(BIN)/demo-sample sandboxd/testdata/progs/demo.c
+	$(BIN)/petri run --out $(BIN)/demo $(BIN)/demo-sample
+
+generate: ## generated tables, schemas and BPF objects
+	$(GO) generate ./...
+
+check: ## format, vet, staticcheck, generated files, import arrows
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "not formatted (gofmt -w):"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags vm ./...
+	$(GO) tool -modfile=tools.mod staticcheck ./...
+	$(GO) generate ./...
+	@git diff --exit-code -- '*.go' '*.json' '*.o' || { echo "generated files differ from the committed ones: commit what make generate wrote"; exit 1; }
+	$(GO) test -count=1 ./cmd/internal/arrows
+
+race: ## unit tests with the race detector
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+vm-test: guest ## tests that need guests
+	$(GO) test -tags vm -timeout 40m -p 1 $$($(GO) list -tags vm -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
+
+test: check race vm-test ## everything
+
+bench: guest ## the figures that Petri promises, each beside its reference
+	$(GO) test -tags vm -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+
+clean: ## what was built; caches stay
+	rm -rf $(BIN)

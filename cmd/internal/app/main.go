@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/pflag"
+)
+
+// Main is the main of a daemon of a multi-host installation: one role, against
+// a NATS server of the user's own. It returns the exit code.
+func Main(role, what string) int {
+	c := Config{}
+	var memoryMB int64
+	f := pflag.NewFlagSet(role, pflag.ContinueOnError)
+	f.Usage = func() {
+		fmt.Fprintf(os.Stderr, "%s %s\n\nUsage: %s --nats URL [flags]\n\n%s", role, what, role, f.FlagUsages())
+	}
+	f.StringVar(&c.NATS, "nats", os.Getenv("PETRI_NATS"), "URL of the NATS server (also PETRI_NATS)")
+	f.StringVar(&c.Data, "data", DefaultData(), "directory of this daemon's data")
+	f.StringVar(&c.Cache, "cache", DefaultCache(), "directory of the guests' images")
+	f.StringVar(&c.Guestd, "guestd", "", "directory of the guest agents; default: beside this program")
+	f.StringVar(&c.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
+	f.IntVar(&c.Parallel, "parallel", 1, "analyses that have a machine at the same time")
+	f.Int64Var(&memoryMB, "memory", 256, "memory of a guest, MiB")
+	f.BoolVarP(&c.Verbose, "verbose", "v", false, "log more")
+	if err := f.Parse(os.Args[1:]); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return 0
+		}
+		fmt.Fprintf(os.Stderr, "%s: %v (see: %s --help)\n", role, err, role)
+		return 2
+	}
+	if c.NATS == "" {
+		fmt.Fprintf(os.Stderr, "%s: --nats is missing: name the server to work for (on one machine: petri up)\n", role)
+		return 2
+	}
+	c.Memory = memoryMB << 20
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	log := Logger(os.Stderr, c.Verbose)
+	err := RunRole(ctx, role, c, log, func() { log.Info("ready") })
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
+		return 1
+	}
+	return 0
+}
