@@ -167,7 +167,9 @@ func (a *analysis) drive(ctx context.Context) error {
 	switch {
 	case errors.Is(err, errNotExecuted), errors.Is(err, errMachineGone):
 		err = nil
-	case err != nil && a.c.Err() == nil && context.Cause(ctx) == nil:
+	case a.c.Err() != nil:
+		err = failure{reasonLog, a.c.Err()}
+	case err != nil && context.Cause(ctx) == nil:
 		// A protocol that stops at a step has still told all it knows; only
 		// a machine that never ran the sample is the sandbox's failure.
 		if a.c.count(schemas.EventSampleStarted) == 0 {

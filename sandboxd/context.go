@@ -41,6 +41,7 @@ type Context struct {
 	mu        sync.Mutex
 	machine   machine.Machine
 	state     State
+	fell      bool          // the machine went down by itself
 	changed   chan struct{} // closed and replaced at every change below
 	pubSince  time.Time     // when the publishing in progress began
 	frozen    time.Duration // how long the guest stood still because the log was away
@@ -48,7 +49,7 @@ type Context struct {
 	mac       string
 	boot      machine.Boot // the last one
 	identity  *machine.Identity
-	runDone   bool // the run has been answered, and its event published
+	starting  bool // the sample is being started, and that is not yet told
 	exited    *schemas.SampleExited
 	treeGone  bool
 	lastNews  time.Time
@@ -61,6 +62,7 @@ type Context struct {
 
 	handlers sync.WaitGroup // asynchronous handlers and what goes on behind them
 	watching sync.WaitGroup // the watch over the log
+	strays   sync.WaitGroup // handlers' own goroutines, also of those past their deadline
 	facts    chan machine.Event
 	factsWG  sync.WaitGroup
 	sources  map[schemas.Source]*source
@@ -95,11 +97,24 @@ func (c *Context) attach(m machine.Machine) {
 // more, or cannot go on.
 func (c *Context) lost(why error) { c.end(why) }
 
+// strayTime is how long hooks past their deadline have to notice it.
+const strayTime = 10 * time.Second
+
 // Close ends the context. Its machine must be gone.
 func (c *Context) Close() {
 	c.end(context.Canceled)
 	c.watching.Wait()
 	c.handlers.Wait()
+	done := make(chan struct{})
+	go func() {
+		c.strays.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(strayTime):
+		c.cfg.Slog.Error("a hook does not end", "analysis", c.cfg.Analysis)
+	}
 	for _, s := range c.sources {
 		s.close()
 	}

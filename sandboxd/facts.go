@@ -3,7 +3,6 @@
 package sandboxd
 
 import (
-	"context"
 	"strconv"
 	"time"
 
@@ -38,6 +37,13 @@ func (c *Context) takeFacts() {
 }
 
 func (c *Context) takeFact(e machine.Event) error {
+	if e.Exited != nil || e.Tree != nil || e.Off != nil {
+		// A short sample ends while the answer to its start is still on its
+		// way: the beginning is told first.
+		if err := c.await(c.life, func() bool { return !c.starting }); err != nil {
+			return err
+		}
+	}
 	switch {
 	case e.Lease != nil:
 		if err := c.emitAt(e.Time, schemas.OriginHost, *e.Lease); err != nil {
@@ -45,7 +51,10 @@ func (c *Context) takeFact(e machine.Event) error {
 		}
 		c.set(func() { c.address = e.Lease.Address })
 	case e.Exited != nil:
-		return c.takeExit(e)
+		if err := c.emitAt(e.Time, schemas.OriginGuest, *e.Exited); err != nil {
+			return err
+		}
+		c.set(func() { c.exited = e.Exited })
 	case e.Tree != nil:
 		c.set(func() { c.treeGone = true })
 	case e.Off != nil:
@@ -53,21 +62,6 @@ func (c *Context) takeFact(e machine.Event) error {
 	case e.Fault != "":
 		c.fault(e.Time, schemas.OriginGuest, e.Fault)
 	}
-	return nil
-}
-
-// takeExit publishes the sample's end, but never before its beginning: a short
-// sample ends while the answer to its start is still on its way.
-func (c *Context) takeExit(e machine.Event) error {
-	ctx, cancel := context.WithTimeout(c.life, 30*time.Second)
-	defer cancel()
-	if err := c.await(ctx, func() bool { return c.runDone }); err != nil {
-		return err
-	}
-	if err := c.emitAt(e.Time, schemas.OriginGuest, *e.Exited); err != nil {
-		return err
-	}
-	c.set(func() { c.exited = e.Exited })
 	return nil
 }
 
@@ -84,7 +78,7 @@ func (c *Context) takeOff(e machine.Event) error {
 		state = Crashed
 	}
 	e.Off.State = string(state)
-	c.set(func() { c.state = state })
+	c.set(func() { c.state, c.fell = state, true })
 	return c.emitAt(e.Time, schemas.OriginHost, *e.Off)
 }
 

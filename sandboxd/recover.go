@@ -96,7 +96,7 @@ func (w *Worker) recoverOne(ctx context.Context, wg *sync.WaitGroup, n note, dir
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if err := w.waitAgain(ctx, n, events); err != nil {
+			if err := w.waitAgain(ctx, n); err != nil {
 				w.opts.Slog.Warn("wait for the analyzers of an interrupted analysis", "analysis", n.Analysis, "error", err)
 				return
 			}
@@ -126,7 +126,11 @@ func find(events []schemas.Event, name string) *schemas.Event {
 }
 
 // waitAgain takes up the wait for an analysis' analyzers.
-func (w *Worker) waitAgain(ctx context.Context, n note, events []schemas.Event) error {
+func (w *Worker) waitAgain(ctx context.Context, n note) error {
+	events, err := w.endings.Events(ctx, n.Tenant, n.Analysis)
+	if err != nil {
+		return err
+	}
 	var submitted schemas.AnalysisSubmitted
 	if e := find(events, schemas.EventSubmitted); e == nil || e.Decode(&submitted) != nil {
 		return errors.New("its log has no submission")

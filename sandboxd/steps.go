@@ -45,13 +45,12 @@ func (a *analysis) runSteps(ctx context.Context) error {
 			return context.Cause(ctx)
 		case errors.Is(err, errNotExecuted):
 			return err
+		case a.moot(s):
+			return errMachineGone
 		}
 		failed := schemas.StepFailed{Step: i + 1, Name: string(s.Kind), Error: err.Error(), OnFailure: string(s.OnFailure)}
 		if perr := a.c.emit(schemas.OriginHost, failed); perr != nil && a.c.Err() != nil {
 			return perr
-		}
-		if a.moot(s) {
-			return errMachineGone
 		}
 		switch s.OnFailure {
 		case protocol.Continue:
@@ -76,7 +75,7 @@ func (a *analysis) moot(s protocol.Step) bool {
 	}
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()
-	return a.c.events[schemas.EventMachineOff] > 0 && !a.c.state.Alive()
+	return a.c.fell
 }
 
 func (a *analysis) step(ctx context.Context, s protocol.Step) error {
@@ -113,7 +112,11 @@ func (a *analysis) step(ctx context.Context, s protocol.Step) error {
 // trigger bounds an event's synchronous handlers as a whole.
 func (a *analysis) trigger(ctx context.Context, s protocol.Step) error {
 	done := make(chan error, 1)
-	go func() { done <- a.c.Trigger(s.Event, s.Payload) }()
+	a.c.handlers.Add(1)
+	go func() {
+		defer a.c.handlers.Done()
+		done <- a.c.Trigger(s.Event, s.Payload)
+	}()
 	t := time.NewTimer(s.Timeout)
 	defer t.Stop()
 	select {
@@ -215,8 +218,9 @@ func (a *analysis) runSample(ctx context.Context, timeout time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	a.c.set(func() { a.c.starting = true })
+	defer a.c.set(func() { a.c.starting = false })
 	started, err := m.Run(ctx, run, a.sample)
-	defer a.c.set(func() { a.c.runDone = true })
 	var ne *machine.NotExecuted
 	if errors.As(err, &ne) {
 		exit := schemas.SampleExited{Reason: "not_executed", Error: ne.Reason, Errno: ne.Errno, Missing: ne.Missing}

@@ -101,7 +101,9 @@ func (c *Context) call(s *Subscription, e schemas.Event) error {
 	ctx, cancel := context.WithTimeout(c.life, s.opts.Timeout)
 	defer cancel()
 	done := make(chan error, 1)
+	c.strays.Add(1)
 	go func() {
+		defer c.strays.Done()
 		defer func() {
 			if r := recover(); r != nil {
 				done <- fmt.Errorf("panic: %v", r)

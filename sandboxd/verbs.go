@@ -49,7 +49,7 @@ func (c *Context) do(ctx context.Context, v Verb, timeout time.Duration, pre, po
 		failed := schemas.FailedTransition{Verb: "failed_" + string(v), State: string(c.State()), Error: err.Error()}
 		return errors.Join(fmt.Errorf("%s: %w", v, err), c.emit(schemas.OriginHost, failed))
 	}
-	c.set(func() { c.state = to })
+	c.set(func() { c.state, c.fell = to, false })
 	t.Verb, t.Took = "post_"+string(v), schemas.Duration(time.Since(begin).Round(time.Millisecond))
 	return c.emit(schemas.OriginHost, post(t))
 }
@@ -102,7 +102,7 @@ func (c *Context) ready(boot machine.Boot) error {
 	c.set(func() {
 		c.boot = boot
 		c.mac = boot.Ready.Identity.MAC
-		c.runDone, c.exited, c.treeGone, c.collected = false, nil, false, false
+		c.exited, c.treeGone, c.collected = nil, false, false
 	})
 	return c.emit(schemas.OriginGuest, boot.Ready)
 }

@@ -146,6 +146,19 @@ func (w *Worker) work(ctx context.Context, j Job, free func()) {
 	case errors.Is(err, errBusy):
 		_ = j.Release(30 * time.Second)
 		return
+	case errors.Is(err, errWaiting):
+		// Its sandbox died between start_analysis and the acknowledgement.
+		free()
+		n := note{Tenant: sub.Tenant, Analysis: schemas.AttemptID(sub.ID, next)}
+		if err := w.waitAgain(ctx, n); err != nil {
+			log.Warn("wait for the analyzers of an interrupted analysis", "error", err)
+			_ = j.Release(5 * time.Second)
+			return
+		}
+		if err := j.Done(ctx); err != nil {
+			log.Warn("acknowledge a job", "error", err)
+		}
+		return
 	case err != nil:
 		log.Warn("look for the submission's attempts", "error", err)
 		_ = j.Release(5 * time.Second)
@@ -161,11 +174,16 @@ func (w *Worker) work(ctx context.Context, j Job, free func()) {
 	}
 }
 
-// errBusy says that another sandbox works on a submission.
-var errBusy = errors.New("another sandbox works on it")
+var (
+	// errBusy says that another sandbox works on a submission.
+	errBusy = errors.New("another sandbox works on it")
+	// errWaiting says that an attempt has only its analyzers to wait for.
+	errWaiting = errors.New("it has come to its analyzers")
+)
 
 // attempt returns the number of the attempt that a submission is due for, from
-// 1, or 0 if it needs none. An attempt that nobody runs any more is ended.
+// 1, or 0 if it needs none. An attempt that nobody runs any more is ended,
+// unless it has come to its analyzers: then it is returned with errWaiting.
 func (w *Worker) attempt(ctx context.Context, sub schemas.Submission) (int, error) {
 	for n := 1; ; n++ {
 		id := schemas.AttemptID(sub.ID, n)
@@ -184,6 +202,9 @@ func (w *Worker) attempt(ctx context.Context, sub schemas.Submission) (int, erro
 			}
 			if holder != "" && holder != w.opts.ID {
 				return 0, errBusy
+			}
+			if find(events, schemas.EventStartAnalysis) != nil {
+				return n, errWaiting
 			}
 			if e, err := w.interrupted(ctx, sub.Tenant, id); err != nil {
 				return 0, err
