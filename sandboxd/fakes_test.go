@@ -155,18 +155,22 @@ func (l *memLog) find(t *testing.T, analysis, name string, into schemas.Typed) {
 // The log ends analyses too.
 
 func (l *memLog) End(ctx context.Context, tenant, analysis string, ending schemas.Typed) (schemas.Event, error) {
-	events, _ := l.Events(ctx, tenant, analysis)
-	for _, e := range events {
-		if schemas.Ending(e.Name()) {
-			return e, nil
+	for {
+		events, _ := l.Events(ctx, tenant, analysis)
+		for _, e := range events {
+			if schemas.Ending(e.Name()) {
+				return e, nil
+			}
+		}
+		w, _ := l.OpenContext(ctx, tenant, analysis)
+		e, err := schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost, ending)
+		if err != nil {
+			return e, err
+		}
+		if err := w.Write(ctx, e); !errors.Is(err, sandboxd.ErrFenced) {
+			return e, err
 		}
 	}
-	w, _ := l.OpenContext(ctx, tenant, analysis)
-	e, err := schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost, ending)
-	if err != nil {
-		return e, err
-	}
-	return e, w.Write(ctx, e)
 }
 
 func (l *memLog) Wait(context.Context, string, string, time.Time, []string) ([]schemas.MissingTask, error) {
