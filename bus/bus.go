@@ -101,6 +101,9 @@ func (b *Bus) Away() time.Duration {
 	return time.Since(b.lost)
 }
 
+// JetStream is the connection's own, for tools that look at what lies there.
+func (b *Bus) JetStream() jetstream.JetStream { return b.js }
+
 // Close ends the connection. What was published and not yet acknowledged is
 // given up.
 func (b *Bus) Close() { b.nc.Close() }

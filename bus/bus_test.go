@@ -1,13 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bus_test
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"fmt"
-	"io"
-	"os"
 	"testing"
 	"time"
 
@@ -15,9 +11,16 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
+// start runs a server of its own for a test and connects to it.
 func start(t testing.TB) *bus.Bus {
 	t.Helper()
-	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
+	b, _ := startAt(t, t.TempDir())
+	return b
+}
+
+func startAt(t testing.TB, dir string) (*bus.Bus, *bus.Server) {
+	t.Helper()
+	s, err := bus.StartServer(dir, bus.ServerOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,67 +30,71 @@ func start(t testing.TB) *bus.Bus {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	if err := b.Reconcile(context.Background(), bus.Limits{}); err != nil {
+	if err := b.Reconcile(context.Background(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	return b
+	return b, s
 }
 
-func TestStore(t *testing.T) {
-	b := start(t)
-	st := b.Artifacts()
-	for _, n := range []int{0, 1, 1 << 20, 1<<20 + 1, 50 << 20} {
-		p := make([]byte, n)
-		rand.Read(p)
-		begin := time.Now()
-		d, size, err := st.Put(t.Context(), "memory", bytes.NewReader(p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Println(n, size, d, time.Since(begin))
-		if d != sha256.Sum256(p) {
-			t.Fatal("digest")
-		}
-		begin = time.Now()
-		r, _, err := st.Open(t.Context(), d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := io.ReadAll(r)
-		r.Close()
-		fmt.Println("get", time.Since(begin), err)
-		if !bytes.Equal(got, p) {
-			t.Fatal("differs")
-		}
-	}
-	if f, err := os.Open("/tmp/k/vmlinux"); err == nil {
-		begin := time.Now()
-		_, n, err := st.Put(t.Context(), "memory", f)
-		fmt.Println("vmlinux", n, time.Since(begin), err)
-	}
+// an analysis to write about.
+type analysis struct {
+	t  testing.TB
+	b  *bus.Bus
+	w  *bus.ContextWriter
+	id string
 }
 
-func TestContextWriter(t *testing.T) {
-	b := start(t)
+func newAnalysis(t testing.TB, b *bus.Bus) *analysis {
+	t.Helper()
 	id := schemas.NewID(time.Now())
-	w, err := b.OpenContext(t.Context(), "default", id)
+	w, err := b.OpenContext(context.Background(), "default", id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	begin := time.Now()
-	for range 100 {
-		e, _ := schemas.NewEvent("default", id, w.NextID(), time.Now(), schemas.OriginHost, schemas.Custom{Name: "hello"})
-		if err := w.Write(t.Context(), e); err != nil {
-			t.Fatal(err)
-		}
+	return &analysis{t: t, b: b, w: w, id: id}
+}
+
+// event publishes a context event.
+func (a *analysis) event(data schemas.Typed) {
+	a.t.Helper()
+	e, err := schemas.NewEvent("default", a.id, a.w.NextID(), time.Now(), schemas.OriginHost, data)
+	if err != nil {
+		a.t.Fatal(err)
 	}
-	fmt.Println(time.Since(begin) / 100)
-	begin = time.Now()
-	es, err := b.Context(t.Context(), "default", id)
-	fmt.Println(len(es), err, time.Since(begin))
-	w2, _ := b.OpenContext(t.Context(), "default", id)
-	e, _ := schemas.NewEvent("default", id, w2.NextID(), time.Now(), schemas.OriginHost, schemas.Custom{Name: "hello"})
-	fmt.Println(w2.Write(t.Context(), e), w.Write(t.Context(), e))
-	e.ID = id + "/context/zz"
-	fmt.Println(w.Write(t.Context(), e), w2.Count())
+	if err := a.w.Write(context.Background(), e); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// artifact stores and announces bytes.
+func (a *analysis) artifact(kind schemas.Kind, text string, occurrence int) schemas.Digest {
+	a.t.Helper()
+	ctx := context.Background()
+	d, err := a.b.Artifacts().PutBytes(ctx, kind, []byte(text))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	art := schemas.Artifact{Kind: kind, SHA256: d, Size: int64(len(text)), Occurrence: occurrence}
+	e, err := schemas.NewEvent("default", a.id, art.ID(a.id), time.Now(), schemas.OriginHost, art)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if err := a.b.PublishArtifact(ctx, e, &art); err != nil {
+		a.t.Fatal(err)
+	}
+	return d
+}
+
+// names reads the analysis back: the type of each event without its ends.
+func (a *analysis) names() []string {
+	a.t.Helper()
+	var out []string
+	err := a.b.Read(context.Background(), "default", a.id, 0, func(e bus.Entry) error {
+		out = append(out, e.Event.Family()+" "+e.Event.Name())
+		return nil
+	})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return out
 }

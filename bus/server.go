@@ -239,6 +239,13 @@ func (s *Server) Close() {
 	s.lock.Close()
 }
 
+// Kill stops the server as a crash would, as far as its clients can see: its
+// address stays where it was.
+func (s *Server) Kill() {
+	s.stop()
+	s.lock.Close()
+}
+
 func (s *Server) stop() {
 	s.ns.Shutdown()
 	s.ns.WaitForShutdown()

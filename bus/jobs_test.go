@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+func submission(priority string) schemas.Submission {
+	now := time.Now()
+	return schemas.Submission{
+		ID: schemas.NewID(now), Tenant: "default", Profile: "amd64", Submitted: now,
+		Sample: schemas.Sample{Name: priority}, Options: schemas.Options{Priority: priority},
+	}
+}
+
+func submit(t *testing.T, b *bus.Bus, priority string) schemas.Submission {
+	t.Helper()
+	s := submission(priority)
+	if err := b.Submit(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func claim(t *testing.T, q *bus.Queue) *bus.Job {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	j, err := q.Claim(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func TestQueueOrder(t *testing.T) {
+	b := start(t)
+	for _, p := range []string{"low", "normal", "high", "normal"} {
+		submit(t, b, p)
+	}
+	q, err := b.Queue(t.Context(), []string{"amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for range 4 {
+		j := claim(t, q)
+		got = append(got, j.Submission.Options.Priority)
+		if err := j.Done(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]string{"high", "normal", "normal", "low"}, got); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+	// An idle queue wakes up when something comes.
+	done := make(chan *bus.Job, 1)
+	go func() {
+		j, _ := q.Claim(t.Context())
+		done <- j
+	}()
+	time.Sleep(100 * time.Millisecond)
+	s := submit(t, b, "low")
+	select {
+	case j := <-done:
+		if j == nil || j.Submission.ID != s.ID {
+			t.Errorf("claimed %+v", j)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it sleeps on")
+	}
+}
+
+func TestReleasedJobComesBack(t *testing.T) {
+	b := start(t)
+	s := submit(t, b, "normal")
+	q, err := b.Queue(t.Context(), []string{"amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := claim(t, q)
+	if err := j.Release(0); err != nil {
+		t.Fatal(err)
+	}
+	j = claim(t, q)
+	// As a successor of a sandbox that died gives it back.
+	if err := b.ReleaseByToken(j.ReleaseToken()); err != nil {
+		t.Fatal(err)
+	}
+	j = claim(t, q)
+	if j.Submission.ID != s.ID {
+		t.Errorf("claimed %s", j.Submission.ID)
+	}
+	if err := b.ReleaseByToken("$JS.ACK.LOG.x"); err == nil {
+		t.Error("another stream's token was taken")
+	}
+}
+
+func TestSubmitChecks(t *testing.T) {
+	b := start(t)
+	for name, change := range map[string]func(s *schemas.Submission){
+		"priority": func(s *schemas.Submission) { s.Options.Priority = "urgent" },
+		"tenant":   func(s *schemas.Submission) { s.Tenant = "a.b" },
+		"id":       func(s *schemas.Submission) { s.ID = "1" },
+		"profile":  func(s *schemas.Submission) { s.Profile = "*" },
+	} {
+		s := submission("normal")
+		change(&s)
+		if err := b.Submit(t.Context(), s); err == nil {
+			t.Errorf("a submission with a bad %s was taken", name)
+		}
+	}
+}
+
+func TestFullQueue(t *testing.T) {
+	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	b, err := s.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	if err := b.Reconcile(t.Context(), bus.Limits{Log: 1 << 20, Store: 1 << 20, Jobs: 3}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		submit(t, b, "normal")
+	}
+	if err := b.Submit(t.Context(), submission("high")); !errors.Is(err, bus.ErrBusy) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCancelQueued(t *testing.T) {
+	b := start(t)
+	s := submit(t, b, "normal")
+	if err := b.Cancel(t.Context(), "default", s.ID, "somebody"); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := b.Context(t.Context(), "default", s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 2 || entries[0].Event.Name() != "analysis_submitted" || entries[1].Event.Name() != "analysis_cancelled" {
+		t.Errorf("%+v", entries)
+	}
+	if n := messages(t, b, "JOBS"); n != 0 {
+		t.Errorf("%d jobs are left", n)
+	}
+	if err := b.Cancel(t.Context(), "default", s.ID, "somebody"); err == nil {
+		t.Error("it was cancelled twice")
+	}
+	if err := b.Cancel(t.Context(), "default", schemas.NewID(time.Now()), "somebody"); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("an analysis that is not there: %v", err)
+	}
+}
+
+func TestCancelRunning(t *testing.T) {
+	b := start(t)
+	a := newAnalysis(t, b)
+	a.event(schemas.Custom{Name: "running"})
+	by := make(chan string, 1)
+	stop, err := b.OnCancel("default", a.id, func(s string) { by <- s })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Cancel(t.Context(), "default", a.id, "some\nbody"); err != nil {
+		t.Fatal(err)
+	}
+	if s := <-by; s != "some body" {
+		t.Errorf("by %q", s)
+	}
+	stop()
+	// Its runner is dead: whoever cancels ends it.
+	if err := b.Cancel(t.Context(), "default", a.id, "somebody"); err != nil {
+		t.Fatal(err)
+	}
+	if n := a.names(); n[len(n)-1] != "context analysis_cancelled" {
+		t.Errorf("%v", n)
+	}
+}
+
+func TestList(t *testing.T) {
+	b := start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = b.Project(ctx, slog.New(slog.DiscardHandler))
+	}()
+	queued := submit(t, b, "normal")
+	a := newAnalysis(t, b)
+	sub := submission("low")
+	sub.ID = a.id
+	a.event(schemas.AnalysisSubmitted{Submission: sub, Attempt: 1})
+	a.event(schemas.AnalysisCompleted{})
+	var got []bus.Summary
+	for range 300 {
+		var err error
+		if got, err = b.List(t.Context(), "default", 0); err != nil {
+			t.Fatal(err)
+		}
+		if len(got) == 2 && got[1].Ended {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if len(got) != 2 || got[0].Analysis != queued.ID || got[0].Status != "queued" || got[1].Status != "analysis_completed" || got[1].Sample.Name != "low" {
+		t.Errorf("%+v", got)
+	}
+	cancel()
+	<-done
+}

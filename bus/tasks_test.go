@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// clerk runs a clerk for the test.
+func clerk(t *testing.T, b *bus.Bus) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = bus.NewClerk(b, slog.New(slog.DiscardHandler)).Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
+
+func register(t *testing.T, b *bus.Bus, name string, kinds ...schemas.Kind) {
+	t.Helper()
+	r := schemas.Registration{Name: name, Version: "1.0.0", Kinds: kinds, Scope: schemas.ScopeArtifact, Deadline: schemas.Duration(time.Minute)}
+	if len(kinds) == 0 {
+		r.Scope = schemas.ScopeAnalysis
+	}
+	if err := b.Register(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// next takes the analyzer's next task.
+func next(t *testing.T, b *bus.Bus, analyzer string) *bus.Task {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	task, err := b.NextTask(ctx, analyzer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return task
+}
+
+func finish(t *testing.T, b *bus.Bus, task *bus.Task, f schemas.FinishedTask) {
+	t.Helper()
+	f.Task, f.Version, f.Instance = task.Ref, "1.0.0", "test"
+	if f.Status == "" {
+		f.Status = schemas.TaskDone
+	}
+	if err := b.Finish(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if err := task.Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wait waits for the analyzers of an analysis that has started.
+func (a *analysis) wait(limit time.Duration, expected ...string) []schemas.MissingTask {
+	a.t.Helper()
+	missing, err := a.b.Wait(context.Background(), "default", a.id, time.Now().Add(limit), expected)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return missing
+}
+
+func TestTaskToReceipt(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindSample, "announced before anybody was interested", 0)
+	register(t, b, "static", schemas.KindSample, schemas.KindDropped)
+	d := a.artifact(schemas.KindSample, "the sample", 0)
+	a.artifact(schemas.KindPcap, "not for static", 0)
+	a.event(schemas.StartAnalysis{})
+
+	task := next(t, b, "static")
+	if task.Ref.SHA256 == nil || *task.Ref.SHA256 != d || task.Attempt != 1 || task.Artifact.Kind != schemas.KindSample {
+		t.Fatalf("task %+v", task)
+	}
+	result, n, err := b.Upload(t.Context(), "static", "upload", strings.NewReader(`{"schema":"petri.result.test.v1"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish(t, b, task, schemas.FinishedTask{
+		Findings: []schemas.Finding{{Kind: "one", Title: "first"}, {Kind: "two", Title: "second", Severity: schemas.SeverityHigh}},
+		Result:   &schemas.ResultRef{Schema: "petri.result.test.v1", SHA256: result, Size: n},
+	})
+	if missing := a.wait(20*time.Second, "static"); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+	want := []string{
+		"artifact announced", "artifact announced", "artifact announced", "context start_analysis",
+		"finding committed", "finding committed", "receipt committed",
+	}
+	if diff := cmp.Diff(want, a.names()); diff != "" {
+		t.Errorf("log (-want +got):\n%s", diff)
+	}
+	if _, err := b.Artifacts().Stat(t.Context(), result); err != nil {
+		t.Errorf("the result document: %v", err)
+	}
+}
+
+// TestRepeatedBytes announces the same bytes again after their receipt: the
+// task is not opened again.
+func TestRepeatedBytes(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindDropped)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindDropped, "same", 0)
+	finish(t, b, next(t, b, "static"), schemas.FinishedTask{})
+	a.artifact(schemas.KindDropped, "same", 1)
+	a.event(schemas.StartAnalysis{})
+	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if task, err := b.NextTask(ctx, "static"); err == nil {
+		t.Errorf("another task: %+v", task.Ref)
+	}
+}
+
+func TestDerivedKeepsTheAnalysisOpen(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "unpack", schemas.KindSample)
+	register(t, b, "static", schemas.KindDropped)
+	a := newAnalysis(t, b)
+	parent := a.artifact(schemas.KindSample, "an archive", 0)
+	a.event(schemas.StartAnalysis{})
+	task := next(t, b, "unpack")
+	d, n, err := b.Upload(t.Context(), "unpack", schemas.KindDropped, strings.NewReader("what was in it"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish(t, b, task, schemas.FinishedTask{Derived: []schemas.Derived{{Kind: schemas.KindDropped, SHA256: d, Size: n, Name: "inner"}}})
+	inner := next(t, b, "static")
+	if inner.Artifact.Parent == nil || *inner.Artifact.Parent != parent || inner.Artifact.Depth != 1 || inner.Artifact.Analyzer != "unpack" {
+		t.Errorf("derived: %+v", inner.Artifact)
+	}
+	missing := a.wait(500*time.Millisecond, "static", "unpack")
+	if len(missing) != 1 || missing[0].Analyzer != "static" || *missing[0].SHA256 != d {
+		t.Errorf("missing: %+v", missing)
+	}
+	finish(t, b, inner, schemas.FinishedTask{})
+	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+}
+
+func TestWaitNamesWhoIsMissing(t *testing.T) {
+	b := start(t)
+	register(t, b, "slow", schemas.KindSample)
+	register(t, b, "gone", schemas.KindSample)
+	a := newAnalysis(t, b)
+	d := a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	if err := b.Unregister(t.Context(), "gone"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go b.Heartbeat(ctx, "slow", "test", "1.0.0")
+	for alive := map[string]int{}; alive["slow"] == 0; time.Sleep(10 * time.Millisecond) {
+		alive, _ = b.Alive(t.Context())
+	}
+	got := a.wait(500*time.Millisecond, "slow", "never")
+	want := []schemas.MissingTask{
+		{Analyzer: "gone", SHA256: &d, Reason: "withdrawn"},
+		{Analyzer: "never", Reason: "absent"},
+		{Analyzer: "slow", SHA256: &d, Reason: "timeout"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+}
+
+func TestAnalysisScope(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "summary")
+	a := newAnalysis(t, b)
+	a.event(schemas.StartAnalysis{})
+	task := next(t, b, "summary")
+	if task.Ref.SHA256 != nil || task.Ref.Analysis != a.id {
+		t.Errorf("task %+v", task.Ref)
+	}
+	finish(t, b, task, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "summary", Title: "all is well"}}})
+	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+}
+
+// TestClerkRefuses hands in what a broken or hostile analyzer might.
+func TestClerkRefuses(t *testing.T) {
+	missing := schemas.Sum([]byte("never uploaded"))
+	tests := map[string]struct {
+		change func(f *schemas.FinishedTask)
+		says   string // in the receipt; empty: there is none
+	}{
+		"unknown status":          {func(f *schemas.FinishedTask) { f.Status = "great" }, "status"},
+		"a finding without title": {func(f *schemas.FinishedTask) { f.Findings = []schemas.Finding{{Kind: "x"}} }, "finding 0: title"},
+		"a bad severity": {func(f *schemas.FinishedTask) {
+			f.Findings = []schemas.Finding{{Kind: "x", Title: "x", Severity: "extreme"}}
+		}, "severity"},
+		"a kind with a dot": {func(f *schemas.FinishedTask) { f.Findings = []schemas.Finding{{Kind: "x.y", Title: "x"}} }, "kind"},
+		"too many findings": {func(f *schemas.FinishedTask) { f.Findings = make([]schemas.Finding, schemas.MaxFindings+1) }, "findings"},
+		"bytes that are not there": {func(f *schemas.FinishedTask) {
+			f.Derived = []schemas.Derived{{Kind: "dropped", SHA256: missing, Size: 3}}
+		}, "was not uploaded"},
+		"a result that is not there": {func(f *schemas.FinishedTask) {
+			f.Result = &schemas.ResultRef{Schema: "petri.result.x.v1", SHA256: missing}
+		}, "was not uploaded"},
+		"another analysis":          {func(f *schemas.FinishedTask) { f.Task.Analysis = schemas.NewID(time.Now()) }, ""},
+		"another artifact":          {func(f *schemas.FinishedTask) { f.Task.SHA256 = &missing }, ""},
+		"another analyzer":          {func(f *schemas.FinishedTask) { f.Task.Analyzer = "stranger" }, ""},
+		"a replay nobody asked for": {func(f *schemas.FinishedTask) { f.Task.Run = "r-x" }, ""},
+	}
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	for name, tt := range tests {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			a := newAnalysis(t, b)
+			a.artifact(schemas.KindSample, name, 0)
+			a.event(schemas.StartAnalysis{})
+			task := next(t, b, "static")
+			f := schemas.FinishedTask{Task: task.Ref, Version: "1.0.0", Instance: name, Status: schemas.TaskDone}
+			tt.change(&f)
+			if err := b.Finish(t.Context(), f); err != nil {
+				t.Fatal(err)
+			}
+			if tt.says == "" {
+				if missing := a.wait(500 * time.Millisecond); len(missing) != 1 {
+					t.Errorf("missing: %+v, log: %v", missing, a.names())
+				}
+			} else {
+				if missing := a.wait(20 * time.Second); len(missing) != 0 {
+					t.Fatalf("missing: %+v", missing)
+				}
+				var r schemas.Receipt
+				if err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error {
+					if e.Event.Family() == "receipt" {
+						return e.Event.Decode(&r)
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				if r.Status != schemas.TaskFailed || !strings.Contains(r.Error, tt.says) {
+					t.Errorf("receipt %+v does not say %q", r, tt.says)
+				}
+			}
+			if err := task.Done(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	// Each refusal is a dead letter, and the server's own advisory of it.
+	if n := messages(t, b, "DEAD"); n != uint64(2*len(tests)) {
+		t.Errorf("%d messages in DEAD for %d refusals", n, len(tests))
+	}
+}
+
+func TestLateAnswerAmends(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "slow", schemas.KindSample)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	task := next(t, b, "slow")
+	a.event(schemas.AnalysisCompleted{})
+	finish(t, b, task, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "late", Title: "late"}}})
+	for range 200 {
+		if n := a.names(); n[len(n)-1] == "context analysis_amended" {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("no amendment: %v", a.names())
+}
+
+// TestTwiceHandedIn repeats a finished task, as a crash between handing in and
+// acknowledging does.
+func TestTwiceHandedIn(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	task := next(t, b, "static")
+	for _, instance := range []string{"one", "two", "three"} {
+		f := schemas.FinishedTask{Task: task.Ref, Version: "1.0.0", Instance: instance, Status: schemas.TaskDone, Findings: []schemas.Finding{{Kind: "x", Title: "x"}, {Kind: "y", Title: "y"}}}
+		if err := b.Finish(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.wait(20 * time.Second)
+	// The inbox empties.
+	for messages(t, b, "INBOX") > 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	count := map[string]int{}
+	for _, n := range a.names() {
+		count[n]++
+	}
+	if count["finding committed"] != 2 || count["receipt committed"] != 1 {
+		t.Errorf("%v", count)
+	}
+}
+
+func TestUploadsAreApart(t *testing.T) {
+	b := start(t)
+	register(t, b, "one", schemas.KindSample)
+	d, _, err := b.Upload(t.Context(), "one", "upload", bytes.NewReader([]byte("unverified")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Artifacts().Stat(t.Context(), d); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("an upload is an artifact before the clerk has seen it: %v", err)
+	}
+}
