@@ -173,7 +173,14 @@ func (r *runner) feed(ctx, tasks context.Context, wg *sync.WaitGroup, a Analyzer
 	log := r.opts.Log.With("analyzer", info.Name)
 	gate := &gate{analyzer: a}
 	wait := registerRetry
-	for ctx.Err() == nil {
+	for {
+		// Take nothing while every slot is in use: somebody else may have one.
+		select {
+		case r.slots <- struct{}{}:
+			<-r.slots
+		case <-ctx.Done():
+			return
+		}
 		d, err := r.services.Queue.Next(ctx, info.Name)
 		if ctx.Err() != nil {
 			if err == nil {

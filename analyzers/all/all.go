@@ -6,12 +6,14 @@ package all
 
 import (
 	"github.com/petri-sandbox/petri/analyzers"
+	"github.com/petri-sandbox/petri/analyzers/behavior"
 	"github.com/petri-sandbox/petri/analyzers/static"
 )
 
 // List returns the analyzers, in the order of their names.
 func List() []analyzers.Analyzer {
 	return []analyzers.Analyzer{
+		behavior.New(),
 		static.New(),
 	}
 }

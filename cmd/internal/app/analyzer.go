@@ -44,7 +44,7 @@ func RunAnalyzers(ctx context.Context, c Config, log *slog.Logger, ready func())
 	}
 	return analyzers.Run(ctx, list, analyzers.Services{
 		Registry: reg, Queue: queueAdapter{b}, Store: openAdapter{b}, Uploads: uploadAdapter{b}, Inbox: b, History: historyAdapter{b},
-	}, analyzers.Options{Instance: instance, Log: log, Heartbeat: bus.TaskAckWait / 3, Unconfined: os.Geteuid() != 0})
+	}, analyzers.Options{Instance: instance, Log: log, Heartbeat: bus.TaskAckWait / 3, Dir: c.Data})
 }
 
 // registryAdapter registers, and says when all are.

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package app_test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+const root = "../../.."
+
+// seeOrder is the order of SEE's events in a run of its documented protocol,
+// https://see.readthedocs.io. Events of Petri's own may stand between them.
+var seeOrder = []string{
+	schemas.EventPrePoweron, schemas.EventPostPoweron, schemas.EventIPAddress, schemas.EventRunSample,
+	schemas.EventPrePause, schemas.EventPostPause, schemas.EventSnapshotsCapture, schemas.EventPreResume, schemas.EventPostResume,
+	schemas.EventPreShutdown, schemas.EventPostShutdown, schemas.EventStartAnalysis, schemas.EventWaitAnalysis,
+}
+
+// ownEvents are Petri's own events of a run in which nothing goes wrong.
+var ownEvents = []string{
+	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventGuestReady, schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventCompleted,
+}
+
+// sampleSource is a program that prints something and leaves a file behind.
+const sampleSource = `#include <stdio.h>
+int main(void)
+{
+	FILE *f = fopen("/tmp/left-behind", "w");
+	if (f) {
+		fputs("by the sample\n", f);
+		fclose(f);
+	}
+	puts("hello from the guest");
+	return f ? 0 : 1;
+}
+`
+
+// TestOrderForIndependentClient runs a program in a guest and reads the log
+// with a client that Petri did not write: SEE's events are in SEE's order, and
+// every event is valid against its JSON Schema.
+func TestOrderForIndependentClient(t *testing.T) {
+	needClient(t)
+	bin := build(t)
+	addr, data := up(t, bin)
+	analysis := submit(t, bin, data)
+	waitForEnding(t, addr, analysis)
+
+	entries := readIndependently(t, addr, analysis)
+	validate := validator(t)
+	var context, families []string
+	last := uint64(0)
+	for _, e := range entries {
+		event, err := schemas.ParseEvent(e.Event)
+		if err != nil {
+			t.Fatalf("sequence %d: %v", e.Seq, err)
+		}
+		if err := validate(event.Type, e.Event); err != nil {
+			t.Errorf("sequence %d, %s, is not valid: %v\n%s", e.Seq, event.Type, err, e.Event)
+		}
+		if e.Seq <= last {
+			t.Errorf("sequence %d came after %d", e.Seq, last)
+		}
+		last = e.Seq
+		if event.Analysis != analysis || event.Tenant != schemas.DefaultTenant {
+			t.Errorf("sequence %d is of analysis %q of tenant %q", e.Seq, event.Analysis, event.Tenant)
+		}
+		if !slices.Contains(families, event.Family()) {
+			families = append(families, event.Family())
+		}
+		if event.Family() != "context" {
+			continue
+		}
+		if want := analysis + "/context/" + strconv.Itoa(len(context)); event.ID != want {
+			t.Errorf("%s has the id %q, not %q", event.Name(), event.ID, want)
+		}
+		if want := "petri." + schemas.DefaultTenant + "." + analysis + ".context." + event.Name(); e.Subject != want {
+			t.Errorf("%s has the subject %q, not %q", event.Name(), e.Subject, want)
+		}
+		context = append(context, event.Name())
+	}
+	t.Logf("%d events; context: %s", len(entries), strings.Join(context, " "))
+
+	isSEE := func(name string) bool { return slices.Contains(seeOrder, name) }
+	see := slices.DeleteFunc(slices.Clone(context), func(name string) bool { return !isSEE(name) })
+	if diff := gocmp.Diff(seeOrder, see); diff != "" {
+		t.Errorf("SEE's events (-want +got):\n%s", diff)
+	}
+	own := slices.DeleteFunc(slices.Clone(context), isSEE)
+	if diff := gocmp.Diff(ownEvents, own); diff != "" {
+		t.Errorf("Petri's own events (-want +got):\n%s", diff)
+	}
+	if got := context[len(context)-1]; got != schemas.EventCompleted {
+		t.Errorf("the last context event is %s, not %s", got, schemas.EventCompleted)
+	}
+	if diff := gocmp.Diff([]string{schemas.EventSubmitted, schemas.EventClaimed}, context[:2]); diff != "" {
+		t.Errorf("first context events (-want +got):\n%s", diff)
+	}
+	for _, family := range []string{"artifact", "segment", "finding", "receipt"} {
+		if !slices.Contains(families, family) {
+			t.Errorf("the log holds no event of the family %s", family)
+		}
+	}
+}
+
+// needClient fails if the independent client cannot run.
+func needClient(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("node"); err != nil {
+		t.Fatalf("%v: the independent client needs Node.js (install it: make setup)", err)
+	}
+	for _, pkg := range []string{"transport-node", "jetstream", "nats-core"} {
+		path := filepath.Join(root, "bus/testdata/js/node_modules/@nats-io", pkg, "package.json")
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("%v: the independent client needs its npm packages (install them: make setup)", err)
+		}
+	}
+}
+
+// build makes petri and the guest's agent as the Makefile does, so that the
+// guest's image is the one in the cache.
+func build(t *testing.T) string {
+	t.Helper()
+	bin := t.TempDir()
+	run(t, "go", "build", "-trimpath", "-o", bin+"/petri", root+"/cmd/petri")
+	run(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/guestd-amd64", root+"/cmd/guestd")
+	run(t, bin+"/petri", "--cache", cache(), "guest", "build", "amd64")
+	return bin
+}
+
+func cache() string { return cmp.Or(os.Getenv("PETRI_TEST_CACHE"), app.DefaultCache()) }
+
+// run runs a command of a minute or two and returns what it prints.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s(what is missing may be in: make setup)", name, strings.Join(args, " "), err, out, stderr.Bytes())
+	}
+	return string(out)
+}
+
+// up starts Petri on a data directory of its own, for as long as the test runs.
+func up(t *testing.T, bin string) (bus.Address, string) {
+	t.Helper()
+	data := filepath.Join(t.TempDir(), "data")
+	cmd := exec.Command(bin+"/petri", "--data", data, "--cache", cache(), "up")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan error, 1)
+	go func() { gone <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGINT)
+		select {
+		case err := <-gone:
+			if err != nil {
+				t.Errorf("petri up: %v", err)
+			}
+		case <-time.After(time.Minute):
+			_ = cmd.Process.Kill()
+			<-gone
+			t.Error("petri up did not end within a minute of an interrupt")
+		}
+		if t.Failed() {
+			t.Logf("petri up:\n%s", out.Bytes())
+			logs, _ := filepath.Glob(filepath.Join(data, "log", "*.log"))
+			for _, path := range logs {
+				b, _ := os.ReadFile(path)
+				t.Logf("%s:\n%s", filepath.Base(path), b[max(0, len(b)-8<<10):])
+			}
+		}
+	})
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		addr, err := bus.ReadAddress(data)
+		if err == nil {
+			return addr, data
+		}
+		if !errors.Is(err, bus.ErrNotFound) || time.Now().After(end) {
+			t.Fatalf("petri up is not there: %v", err)
+		}
+	}
+}
+
+// submit queues the sample and returns its analysis.
+func submit(t *testing.T, bin, data string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/sample.c", []byte(sampleSource), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "gcc", "-static", "-O1", "-o", dir+"/sample", dir+"/sample.c")
+	id := strings.TrimSpace(run(t, bin+"/petri", "--data", data, "submit", dir+"/sample"))
+	if err := schemas.CheckID(id); err != nil {
+		t.Fatalf("petri submit: %v", err)
+	}
+	return id
+}
+
+// waitForEnding returns when the analysis has ended.
+func waitForEnding(t *testing.T, addr bus.Address, analysis string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	b, err := bus.Connect(ctx, addr, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	last := "none"
+	err = b.Follow(ctx, schemas.DefaultTenant, analysis, 0, nil, func(e bus.Entry) error {
+		if e.Event.Family() == "context" {
+			last = e.Event.Name()
+		}
+		if e.Event.Family() == "context" && schemas.Ending(e.Event.Name()) {
+			return bus.ErrStop
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("wait for the ending: %v (the last context event was %s)", err, last)
+	}
+}
+
+// logged is a line of order.mjs.
+type logged struct {
+	Seq     uint64          `json:"seq"`
+	Subject string          `json:"subject"`
+	Event   json.RawMessage `json:"event"`
+}
+
+func readIndependently(t *testing.T, addr bus.Address, analysis string) []logged {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "node", "order.mjs", schemas.DefaultTenant, analysis)
+	cmd.Dir = filepath.Join(root, "bus/testdata/js")
+	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_USER="+addr.User, "NATS_PASSWORD="+addr.Password)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("the independent client: %v\n%s", err, stderr.Bytes())
+	}
+	var entries []logged
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e logged
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatalf("line %d of the independent client: %v", len(entries)+1, err)
+		}
+		entries = append(entries, e)
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) == 0 {
+		t.Fatal("the independent client read nothing")
+	}
+	return entries
+}
+
+// validator checks an event against the committed schemas: its envelope, and
+// its data by its type.
+func validator(t *testing.T) func(typ string, event []byte) error {
+	t.Helper()
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	compiled := map[string]*jsonschema.Schema{}
+	schema := func(name string) (*jsonschema.Schema, error) {
+		if s := compiled[name]; s != nil {
+			return s, nil
+		}
+		f, err := os.Open(filepath.Join(root, "schemas/json", name+".json"))
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		doc, err := jsonschema.UnmarshalJSON(f)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.AddResource(schemas.SchemaURI(name), doc); err != nil {
+			return nil, err
+		}
+		compiled[name], err = c.Compile(schemas.SchemaURI(name))
+		return compiled[name], err
+	}
+	return func(typ string, event []byte) error {
+		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(event))
+		if err != nil {
+			return err
+		}
+		envelope, err := schema(schemas.EnvelopeSchema)
+		if err != nil {
+			return err
+		}
+		if err := envelope.Validate(v); err != nil {
+			return err
+		}
+		data, err := schema(typ)
+		if err != nil {
+			return err
+		}
+		return data.Validate(v.(map[string]any)["data"])
+	}
+}
