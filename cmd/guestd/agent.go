@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/cmd/guestd/dhcp"
+	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
@@ -26,18 +27,17 @@ import (
 
 // agent answers the host.
 type agent struct {
-	box    *container
-	conn   *wire.Conn
-	tracer schemas.Tracer
+	box      *container
+	conn     *wire.Conn
+	tracer   *tracer.Tracer // nil: nothing is traced
+	noTracer error          // why
 
-	mu  sync.Mutex
-	own map[string]schemas.Digest // files in the container that we wrote
-	ran bool
-	mac string
-}
-
-func (a *agent) loadTracer() {
-	a.tracer = schemas.Tracer{Backend: "none", Error: "this agent has no tracer"}
+	mu       sync.Mutex
+	own      map[string]schemas.Digest // files in the container that we wrote
+	ran      bool
+	mac      string
+	endTrace func()        // ends the trace's stream; nil: there is none
+	watched  chan struct{} // closed when the sample's end has been told; nil: it has not run
 }
 
 // remember notes that path holds b because we wrote it.
@@ -62,7 +62,7 @@ func (a *agent) serve(ctx context.Context, p *port) error {
 	a.conn = wire.NewConn(p, wire.Handler{Request: a.request})
 	hello := guest.Hello{
 		Version: wire.Version, Arch: runtime.GOARCH,
-		Kernel: unix.ByteSliceToString(uts.Release[:]), Tracer: a.tracer,
+		Kernel: unix.ByteSliceToString(uts.Release[:]), Tracer: a.tracing(),
 	}
 	go func() { _ = a.conn.Notify(guest.EventHello, hello) }()
 	return a.conn.Run(ctx)
@@ -82,6 +82,11 @@ func (a *agent) request(ctx context.Context, name string, params json.RawMessage
 			a.mu.Lock()
 			a.mac = p.MAC
 			a.mu.Unlock()
+			if p.TraceStream {
+				if err := a.startTrace(); err != nil {
+					return nil, err
+				}
+			}
 			return nil, a.take(p.Identity)
 		})
 	case guest.ReqNetwork:
@@ -93,9 +98,12 @@ func (a *agent) request(ctx context.Context, name string, params json.RawMessage
 	case guest.ReqCollect:
 		return answer(params, a.collect)
 	case guest.ReqFlush:
-		return nil, nil
+		if a.tracer == nil {
+			return nil, nil
+		}
+		return nil, a.tracer.Flush(ctx)
 	case guest.ReqPoweroff:
-		unix.Sync()
+		a.shutDown(ctx)
 		return nil, unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
 	return nil, fmt.Errorf("guestd knows no request %q", name)

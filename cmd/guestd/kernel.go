@@ -15,13 +15,15 @@ import (
 )
 
 // Where things lie in guestd's own file system. The image builder knows the
-// first two (package image, Rom and Modules). The names of the others show in
+// first three (package image: Rom, Modules, TracerOffsets). The names of the others show in
 // the sample's mount table; they are those of an OpenWrt device.
 const (
-	romDir     = "/rom"
-	moduleDir  = "/modules"
-	overlayDir = "/overlay"
-	cgroupDir  = "/cgroup"
+	romDir    = "/rom"
+	moduleDir = "/modules"
+	// tracerOffsets is what the tracer must know of this kernel.
+	tracerOffsets = "/tracer.json"
+	overlayDir    = "/overlay"
+	cgroupDir     = "/cgroup"
 )
 
 // overlayOptions bound what a sample can write: the guest's RAM holds it.

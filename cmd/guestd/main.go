@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 )
 
 func main() {
@@ -47,6 +49,8 @@ const memoryLimit = 48 << 20
 
 func boot(ctx context.Context) error {
 	debug.SetMemoryLimit(memoryLimit)
+	// The root directory is another one soon.
+	offsets, offsetsErr := os.ReadFile(tracerOffsets)
 	if err := prepareKernel(); err != nil {
 		return err
 	}
@@ -59,6 +63,9 @@ func boot(ctx context.Context) error {
 		return fmt.Errorf("make the sample's container: %w", err)
 	}
 	a := &agent{box: box}
-	a.loadTracer()
+	if offsetsErr == nil {
+		a.tracer, offsetsErr = tracer.Load(tracer.Config{Offsets: offsets})
+	}
+	a.noTracer = offsetsErr
 	return a.serve(ctx, port)
 }

@@ -53,7 +53,14 @@ func (a *agent) run(r machine.Run) (any, error) {
 	}
 	begin := time.Now()
 	inner := a.innerPID(pid)
-	go a.watch(pid, begin, out)
+	watched := make(chan struct{})
+	a.mu.Lock()
+	a.watched = watched
+	a.mu.Unlock()
+	go func() {
+		defer close(watched)
+		a.watch(pid, begin, out)
+	}()
 	return guest.RunResult{Started: &machine.Started{PID: inner, Path: r.Command[0], SHA256: sum}}, nil
 }
 
@@ -268,6 +275,13 @@ func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) 
 		return 0, err
 	}
 	defer null.Close()
+	if r.Trace && a.tracer != nil {
+		// Only the sample: the agent starts other things in the container too.
+		if err := a.tracer.Arm(a.box.tid); err != nil {
+			return 0, fmt.Errorf("arm the tracer: %w", err)
+		}
+		defer a.tracer.Disarm(a.box.tid)
+	}
 	return a.box.spawn(command{
 		path: r.Command[0], argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
 		files: [3]*os.File{null, out.write[0], out.write[1]}, cgroup: a.box.cgroup,
@@ -307,7 +321,7 @@ func (a *agent) watch(pid int, begin time.Time, out *console) {
 	}
 	e.Left = a.box.members()
 	_ = a.conn.Notify(guest.EventExited, e)
-	a.waitEmpty()
+	a.waitEmpty(-1)
 	out.wait()
 	_ = a.conn.Notify(guest.EventTree, machine.TreeExited{})
 }
@@ -327,16 +341,17 @@ func (a *agent) rebooted(st syscall.WaitStatus) bool {
 	}
 }
 
-// waitEmpty returns when no process of the sample is left. The kernel reports
-// it as a change of cgroup.events (Documentation/admin-guide/cgroup-v2.rst).
-func (a *agent) waitEmpty() {
+// waitEmpty returns when no process of the sample is left, or the limit is over;
+// a negative one is none. The kernel reports it as a change of cgroup.events
+// (Documentation/admin-guide/cgroup-v2.rst).
+func (a *agent) waitEmpty(limit time.Duration) {
 	f, err := os.Open(filepath.Join(cgroupDir, cgroupName, "cgroup.events"))
 	if err != nil {
 		a.fault("watch the sample's processes: %v", err)
 		return
 	}
 	defer f.Close()
-	for {
+	for begin := time.Now(); ; {
 		b := make([]byte, 256)
 		n, err := f.ReadAt(b, 0)
 		if err != nil && err != io.EOF {
@@ -346,7 +361,13 @@ func (a *agent) waitEmpty() {
 		if strings.Contains(string(b[:n]), "populated 0") {
 			return
 		}
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, -1)
+		wait := -1
+		if limit >= 0 {
+			if wait = int((limit - time.Since(begin)).Milliseconds()); wait <= 0 {
+				return
+			}
+		}
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, wait)
 		if err != nil && err != unix.EINTR {
 			a.fault("watch the sample's processes: %v", err)
 			return

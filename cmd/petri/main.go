@@ -97,7 +97,7 @@ Start with:  petri run FILE`,
 	g.flags(root.PersistentFlags())
 	root.AddCommand(
 		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), reportCommand(g), eventsCommand(g),
-		listCommand(g), artifactsCommand(g), getCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
+		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		daemonCommand(g), supervisorCommand(),
 	)
 	return root

@@ -145,12 +145,7 @@ CloudEvents themselves, one a line.`,
 // printEvent prints an event as a line.
 func (g *global) printEvent(w io.Writer, e schemas.Event) error {
 	if g.json {
-		b, err := json.Marshal(e)
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(append(b, '\n'))
-		return err
+		return printLine(w, e)
 	}
 	what := e.Family() + " " + e.Name()
 	if e.Family() == "context" {

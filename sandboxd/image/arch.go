@@ -3,6 +3,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,7 +15,8 @@ type arch struct {
 	kernel  string   // Debian's meta package of the newest kernel
 	modules []string // to be loaded, without their dependencies
 	libdir  string   // multiarch directory of the shared libraries
-	// unpack turns Debian's vmlinuz into the file that QEMU loads. nil keeps it.
+	// unpack turns Debian's vmlinuz into the kernel's ELF file. nil: QEMU loads
+	// what Debian ships.
 	unpack func(vmlinuz []byte) ([]byte, error)
 }
 
@@ -27,6 +29,22 @@ var arches = []arch{
 		libdir:  "x86_64-linux-gnu",
 		unpack:  unpackBzImage,
 	},
+}
+
+// prepare turns Debian's vmlinuz into the file that QEMU loads, and into what
+// the tracer must know of this kernel, or nil if the kernel does not say.
+func (a arch) prepare(vmlinuz []byte) (kernel, offsets []byte, err error) {
+	if a.unpack == nil {
+		return vmlinuz, nil, nil
+	}
+	if kernel, err = a.unpack(vmlinuz); err != nil {
+		return nil, nil, err
+	}
+	if offsets, err = KernelOffsets(kernel); err != nil && !errors.Is(err, ErrNoBTF) {
+		return nil, nil, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	kernel, err = trimSegments(kernel)
+	return kernel, offsets, err
 }
 
 // Arches lists the architectures that can be built, by Debian's names.

@@ -216,10 +216,9 @@ func (b *Builder) assemble(ctx context.Context, a arch, m *Manifest, agent []byt
 	if kernel == nil {
 		return nil, nil, fmt.Errorf("package %s holds no /boot/vmlinuz", m.Packages[0].Name)
 	}
-	if a.unpack != nil {
-		if kernel, err = a.unpack(kernel); err != nil {
-			return nil, nil, err
-		}
+	var offsets []byte
+	if kernel, offsets, err = a.prepare(kernel); err != nil {
+		return nil, nil, err
 	}
 	order, err := moduleOrder(mods, a.modules)
 	if err != nil {
@@ -227,6 +226,9 @@ func (b *Builder) assemble(ctx context.Context, a arch, m *Manifest, agent []byt
 	}
 
 	entries := []entry{{path: "/init", mode: 0o755, data: agent}}
+	if offsets != nil {
+		entries = append(entries, entry{path: TracerOffsets, mode: 0o644, data: offsets})
+	}
 	m.Modules = nil
 	for i, p := range order {
 		name := strings.TrimSuffix(path.Base(p), ".ko")

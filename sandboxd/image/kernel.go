@@ -55,7 +55,7 @@ func unpackBzImage(vmlinuz []byte) ([]byte, error) {
 	if len(kernel) > maxKernel {
 		return nil, fmt.Errorf("unpacked kernel has %d bytes, more than %d", len(kernel), maxKernel)
 	}
-	return trimSegments(kernel)
+	return kernel, nil
 }
 
 // trimSegments moves the zeros at the end of each loadable segment out of the

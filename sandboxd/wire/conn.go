@@ -217,11 +217,34 @@ func (c *Conn) writeLoop() error {
 				return nil
 			}
 		}
+		if f.barrier != nil {
+			close(f.barrier)
+			continue
+		}
 		buf = appendFrame(buf[:0], f)
 		if _, err := c.rw.Write(buf); err != nil {
 			return err
 		}
 	}
+}
+
+// Drain returns when everything that was sent before has been written to the
+// link.
+func (c *Conn) Drain(ctx context.Context) error {
+	for _, queue := range []chan frame{c.bulk, c.urgent} {
+		b := make(chan struct{})
+		if err := c.send(ctx, queue, frame{barrier: b}); err != nil {
+			return err
+		}
+		select {
+		case <-b:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.done:
+			return c.failure()
+		}
+	}
+	return nil
 }
 
 func (c *Conn) readLoop(ctx context.Context, wg *sync.WaitGroup, events chan<- message) error {

@@ -54,6 +54,7 @@ type frame struct {
 	typ     frameType
 	stream  uint16
 	payload []byte
+	barrier chan struct{} // in place of all else: closed when its turn comes
 }
 
 // Status ends a stream: how it ended, as its writer sees it.

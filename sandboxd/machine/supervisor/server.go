@@ -262,6 +262,9 @@ type observer struct {
 	streams map[schemas.Source]*stream
 	pcap    *capture.Writer
 
+	traced sync.Mutex
+	live   *live // of the trace that is under way
+
 	mu    sync.Mutex
 	files *wire.StreamWriter
 	fw    *guest.FilesWriter
@@ -304,6 +307,14 @@ func (o *observer) Data(src schemas.Source, p []byte) {
 	if s == nil {
 		return
 	}
+	if src == schemas.SourceTrace {
+		o.traced.Lock()
+		if o.live == nil {
+			o.live = newLive(o)
+		}
+		o.live.add(p)
+		o.traced.Unlock()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, _ = s.w.Write(p) // a broken link ends the process
@@ -312,6 +323,14 @@ func (o *observer) Data(src schemas.Source, p []byte) {
 // End implements [machine.Observer].
 func (o *observer) End(src schemas.Source, c schemas.SourceCoverage) {
 	c.Source = src
+	if src == schemas.SourceTrace {
+		o.traced.Lock()
+		if o.live != nil {
+			c = o.live.end(c)
+			o.live = nil
+		}
+		o.traced.Unlock()
+	}
 	_ = o.conn.Notify(eventEnd, c)
 }
 

@@ -14,7 +14,7 @@ int main(void)
 	static char attr[128] = {1};
 	struct iovec to = {attr, 5}, from = {"patch", 5};
 
-	ptrace(PTRACE_ATTACH, 1, 0, 0);
+	ptrace(PTRACE_ATTACH, 99999, 0, 0);
 	syscall(SYS_bpf, 5, attr, sizeof attr);
 	syscall(SYS_io_uring_setup, 8, attr);
 	syscall(SYS_kexec_load, 0, 0, 0, 0xffff0000);
