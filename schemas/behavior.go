@@ -70,6 +70,7 @@ type FileBehavior struct {
 	FD     *int   `json:"fd,omitempty"`
 	Flags  string `json:"flags,omitempty"` // O_RDONLY|O_CLOEXEC
 	Mode   string `json:"mode,omitempty"`  // octal
+	Owner  string `json:"owner,omitempty"` // uid:gid, of chown
 	Bytes  int64  `json:"bytes,omitempty"`
 	Data   []byte `json:"data,omitempty"` // the first bytes of a write
 }

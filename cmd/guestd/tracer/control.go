@@ -24,8 +24,8 @@ type controlData struct {
 	Armers  [maxArmers]uint32
 	Asleep  uint32
 	Engaged uint32
-	Slots   uint32
-	_       [5]uint32
+	Slots   uint64
+	_       [4]uint32
 	CPU     [maxCPUs]cpuData
 }
 
@@ -82,7 +82,7 @@ func (c *control) sleep(on bool) {
 }
 
 // slots is how many slots were ever in use.
-func (c *control) slots() int { return int(atomic.LoadUint32(&c.data.Slots)) }
+func (c *control) slots() int { return int(atomic.LoadUint64(&c.data.Slots)) }
 
 func (c *control) stats() []CPUStats {
 	out := make([]CPUStats, maxCPUs)

@@ -38,7 +38,7 @@ const (
 // the ring fills, and what finds no room is counted as lost. A block is emit's
 // for the time of the call only. Only one Run may be active.
 func (t *Tracer) Run(ctx context.Context, emit func(block []byte) error) error {
-	if err := t.begin(ctx, emit); err != nil {
+	if err := t.begin(emit); err != nil {
 		return err
 	}
 	defer t.end()
@@ -101,8 +101,8 @@ func (t *Tracer) Flush(ctx context.Context) error {
 	})
 }
 
-func (t *Tracer) begin(ctx context.Context, emit func([]byte) error) error {
-	return t.owning(ctx, func() error {
+func (t *Tracer) begin(emit func([]byte) error) error {
+	return t.owning(context.Background(), func() error {
 		if t.enc != nil {
 			return errors.New("run tracer: it runs already")
 		}
@@ -147,18 +147,26 @@ func (t *Tracer) unstage() error {
 	return nil
 }
 
-// take packs the records in b, as many as there are.
+// take packs the records in b, as many as there are. Successive calls of one
+// thread, which most are, it packs at once.
 func (t *Tracer) take(b []byte) error {
 	for len(b) > 0 {
-		n := 0
-		if len(b) >= trace.RecordLen {
-			n = int(binary.NativeEndian.Uint16(b))
+		if len(b) < trace.RecordLen {
+			return fmt.Errorf("read BPF ring: record of %d bytes", len(b))
+		}
+		n, records, tid := int(binary.NativeEndian.Uint16(b)), 1, b[8:12]
+		for n > 0 && n+trace.RecordLen <= len(b) && n < maxRun {
+			next := b[n:]
+			if next[2] != byte(trace.Syscall) || b[2] != byte(trace.Syscall) || string(next[8:12]) != string(tid) {
+				break
+			}
+			n += int(binary.NativeEndian.Uint16(next))
+			records++
 		}
 		if n < trace.RecordLen || n > len(b) {
 			return fmt.Errorf("read BPF ring: record of %d bytes in %d", n, len(b))
 		}
-		tid := binary.NativeEndian.Uint32(b[8:])
-		if err := t.one(b[:n], trace.Type(b[2]), tid); err != nil {
+		if err := t.pack(b[:n], records); err != nil {
 			return err
 		}
 		b = b[n:]
@@ -166,18 +174,23 @@ func (t *Tracer) take(b []byte) error {
 	return nil
 }
 
-func (t *Tracer) one(b []byte, typ trace.Type, tid uint32) error {
-	if typ == trace.Task {
+// maxRun bounds records that are packed at once, so that blocks become full.
+const maxRun = 2 << 10
+
+func (t *Tracer) pack(b []byte, records int) error {
+	tid := binary.NativeEndian.Uint32(b[8:])
+	switch trace.Type(b[2]) {
+	case trace.Task:
 		t.threads.add(tid, b)
 		t.enc.Forget(tid)
 		return nil
-	}
-	err := t.enc.AddRaw(b, tid)
-	if typ == trace.Exit {
+	case trace.Exit:
+		err := t.enc.AddRaw(b, tid, records)
 		t.threads.remove(tid)
 		t.enc.Forget(tid)
+		return err
 	}
-	return err
+	return t.enc.AddRaw(b, tid, records)
 }
 
 func (t *Tracer) add(r *trace.Record) error {

@@ -60,25 +60,43 @@ int main(void)
 
 // TestOrderForIndependentClient runs a program in a guest and reads the log
 // with a client that Petri did not write: SEE's events are in SEE's order, and
-// every event is valid against its JSON Schema.
+// every event is valid against its JSON Schema. So are the documents that the
+// events name, and the report.
 func TestOrderForIndependentClient(t *testing.T) {
 	needClient(t)
 	bin := build(t)
 	addr, data := up(t, bin)
 	analysis := submit(t, bin, data)
-	waitForEnding(t, addr, analysis)
+	b, err := bus.Connect(t.Context(), addr, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	waitForEnding(t, b, analysis)
 
 	entries := readIndependently(t, addr, analysis)
 	validate := validator(t)
-	var context, families []string
+	var context, families, documents []string
 	last := uint64(0)
 	for _, e := range entries {
 		event, err := schemas.ParseEvent(e.Event)
 		if err != nil {
 			t.Fatalf("sequence %d: %v", e.Seq, err)
 		}
-		if err := validate(event.Type, e.Event); err != nil {
+		if err := validate(schemas.EnvelopeSchema, e.Event); err != nil {
+			t.Errorf("the envelope of sequence %d, %s, is not valid: %v\n%s", e.Seq, event.Type, err, e.Event)
+		}
+		if err := validate(event.Type, event.Data); err != nil {
 			t.Errorf("sequence %d, %s, is not valid: %v\n%s", e.Seq, event.Type, err, e.Event)
+		}
+		if schema, digest := document(t, event); schema != "" {
+			documents = append(documents, schema)
+			body, err := b.Artifacts().ReadAll(t.Context(), digest, 64<<20)
+			if err != nil {
+				t.Errorf("read the %s that sequence %d names: %v", schema, e.Seq, err)
+			} else if err := validate(schema, body); err != nil {
+				t.Errorf("the %s that sequence %d names is not valid: %v\n%s", schema, e.Seq, err, body)
+			}
 		}
 		if e.Seq <= last {
 			t.Errorf("sequence %d came after %d", e.Seq, last)
@@ -101,7 +119,16 @@ func TestOrderForIndependentClient(t *testing.T) {
 		}
 		context = append(context, event.Name())
 	}
-	t.Logf("%d events; context: %s", len(entries), strings.Join(context, " "))
+	t.Logf("%d events; context: %s; documents: %s", len(entries), strings.Join(context, " "), strings.Join(documents, " "))
+	for _, schema := range []string{schemas.ManifestSchema, schemas.StaticSchema} {
+		if !slices.Contains(documents, schema) {
+			t.Errorf("no event names a %s", schema)
+		}
+	}
+	report := run(t, bin+"/petri", "--data", data, "--json", "report", analysis)
+	if err := validate(schemas.Report{}.EventType(), []byte(report)); err != nil {
+		t.Errorf("the report is not valid: %v\n%s", err, report)
+	}
 
 	isSEE := func(name string) bool { return slices.Contains(seeOrder, name) }
 	see := slices.DeleteFunc(slices.Clone(context), func(name string) bool { return !isSEE(name) })
@@ -143,7 +170,15 @@ func needClient(t *testing.T) {
 // guest's image is the one in the cache.
 func build(t *testing.T) string {
 	t.Helper()
-	bin := t.TempDir()
+	bin, err := os.MkdirTemp("", "petri-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(bin) })
+	// A machine's supervisor is another user, who must get at the program.
+	if err := os.Chmod(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	run(t, "go", "build", "-trimpath", "-o", bin+"/petri", root+"/cmd/petri")
 	run(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/guestd-amd64", root+"/cmd/guestd")
 	run(t, bin+"/petri", "--cache", cache(), "guest", "build", "amd64")
@@ -228,17 +263,12 @@ func submit(t *testing.T, bin, data string) string {
 }
 
 // waitForEnding returns when the analysis has ended.
-func waitForEnding(t *testing.T, addr bus.Address, analysis string) {
+func waitForEnding(t *testing.T, b *bus.Bus, analysis string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	b, err := bus.Connect(ctx, addr, "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
 	last := "none"
-	err = b.Follow(ctx, schemas.DefaultTenant, analysis, 0, nil, func(e bus.Entry) error {
+	err := b.Follow(ctx, schemas.DefaultTenant, analysis, 0, nil, func(e bus.Entry) error {
 		if e.Event.Family() == "context" {
 			last = e.Event.Name()
 		}
@@ -291,48 +321,59 @@ func readIndependently(t *testing.T, addr bus.Address, analysis string) []logged
 	return entries
 }
 
-// validator checks an event against the committed schemas: its envelope, and
-// its data by its type.
-func validator(t *testing.T) func(typ string, event []byte) error {
+// document is the schema and the digest of the JSON document that an event
+// names, if it names one.
+func document(t *testing.T, e schemas.Event) (schema string, digest schemas.Digest) {
+	t.Helper()
+	var a schemas.Artifact
+	var r schemas.Receipt
+	switch e.Type {
+	case a.EventType():
+		if err := e.Decode(&a); err != nil {
+			t.Fatal(err)
+		}
+		return map[string]string{
+			schemas.ManifestMediaType: schemas.ManifestSchema, schemas.DropsMediaType: schemas.DropsSchema, schemas.TemplateMediaType: schemas.TemplateSchema,
+		}[a.MediaType], a.SHA256
+	case r.EventType():
+		if err := e.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Result != nil {
+			return r.Result.Schema, r.Result.SHA256
+		}
+	}
+	return "", schemas.Digest{}
+}
+
+// validator checks JSON against the committed schema of that name.
+func validator(t *testing.T) func(name string, doc []byte) error {
 	t.Helper()
 	c := jsonschema.NewCompiler()
 	c.AssertFormat()
-	compiled := map[string]*jsonschema.Schema{}
-	schema := func(name string) (*jsonschema.Schema, error) {
-		if s := compiled[name]; s != nil {
-			return s, nil
-		}
-		f, err := os.Open(filepath.Join(root, "schemas/json", name+".json"))
+	for _, info := range schemas.Types() {
+		f, err := os.Open(filepath.Join(root, "schemas/json", info.Name+".json"))
 		if err != nil {
-			return nil, err
+			t.Fatal(err)
 		}
-		defer f.Close()
 		doc, err := jsonschema.UnmarshalJSON(f)
+		f.Close()
+		if err == nil {
+			err = c.AddResource(schemas.SchemaURI(info.Name), doc)
+		}
 		if err != nil {
-			return nil, err
+			t.Fatalf("schema %s: %v", info.Name, err)
 		}
-		if err := c.AddResource(schemas.SchemaURI(name), doc); err != nil {
-			return nil, err
-		}
-		compiled[name], err = c.Compile(schemas.SchemaURI(name))
-		return compiled[name], err
 	}
-	return func(typ string, event []byte) error {
-		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(event))
+	return func(name string, doc []byte) error {
+		s, err := c.Compile(schemas.SchemaURI(name))
 		if err != nil {
 			return err
 		}
-		envelope, err := schema(schemas.EnvelopeSchema)
+		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(doc))
 		if err != nil {
 			return err
 		}
-		if err := envelope.Validate(v); err != nil {
-			return err
-		}
-		data, err := schema(typ)
-		if err != nil {
-			return err
-		}
-		return data.Validate(v.(map[string]any)["data"])
+		return s.Validate(v)
 	}
 }

@@ -45,7 +45,13 @@ func emitValues(b *bytes.Buffer, s *spec, x *xsys) error {
 		b.WriteString("}\n\n")
 	}
 
-	b.WriteString("// The sets of named values.\nconst (\n")
+	b.WriteString("var errnoTexts = map[string]string{\n")
+	for _, name := range slices.Sorted(maps.Keys(x.texts)) {
+		if name[0] == 'E' {
+			fmt.Fprintf(b, "%q: %q,\n", name, x.texts[name])
+		}
+	}
+	b.WriteString("}\n\n// The sets of named values.\nconst (\n")
 	for i, t := range s.sets {
 		if i == 0 {
 			fmt.Fprintf(b, "%s Set = iota + 1 // %s\n", setIdent(t.name), t.name)

@@ -47,16 +47,18 @@ type xsys struct {
 	errnos  map[string]map[uint64]string
 	signals map[string]map[uint64]string
 	consts  map[string]map[string]uint64
+	texts   map[string]string // of errors, by name
 }
 
 func readXSys(dir string) (*xsys, error) {
 	x := &xsys{
 		numbers: map[string]map[uint64]string{}, errnos: map[string]map[uint64]string{},
 		signals: map[string]map[uint64]string{}, consts: map[string]map[string]uint64{},
+		texts: map[string]string{},
 	}
 	common := map[string]uint64{}
 	for _, f := range []string{"zerrors_linux.go", "ztypes_linux.go"} {
-		if err := readConsts(filepath.Join(dir, f), common, nil); err != nil {
+		if err := readConsts(filepath.Join(dir, f), common, nil, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -66,14 +68,14 @@ func readXSys(dir string) (*xsys, error) {
 		}
 		sys, own := map[string]uint64{}, map[string]uint64{}
 		lists := map[string]map[uint64]string{"errorList": {}, "signalList": {}}
-		if err := readConsts(filepath.Join(dir, "zsysnum_linux_"+a.xsys+".go"), sys, nil); err != nil {
+		if err := readConsts(filepath.Join(dir, "zsysnum_linux_"+a.xsys+".go"), sys, nil, nil); err != nil {
 			return nil, err
 		}
 		for k, v := range common {
 			own[k] = v
 		}
 		for _, f := range []string{"zerrors_linux_", "ztypes_linux_"} {
-			if err := readConsts(filepath.Join(dir, f+a.xsys+".go"), own, lists); err != nil {
+			if err := readConsts(filepath.Join(dir, f+a.xsys+".go"), own, lists, x.texts); err != nil {
 				return nil, err
 			}
 		}
@@ -97,8 +99,8 @@ func readXSys(dir string) (*xsys, error) {
 }
 
 // readConsts adds a file's integer constants to consts, and the entries of
-// its tables of numbers and names to lists.
-func readConsts(path string, consts map[string]uint64, lists map[string]map[uint64]string) error {
+// its tables of numbers and names to lists, with their descriptions to texts.
+func readConsts(path string, consts map[string]uint64, lists map[string]map[uint64]string, texts map[string]string) error {
 	f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
 	if err != nil {
 		return fmt.Errorf("read x/sys: %w", err)
@@ -118,14 +120,14 @@ func readConsts(path string, consts map[string]uint64, lists map[string]map[uint
 					consts[v.Names[0].Name] = n
 				}
 			} else if list := lists[v.Names[0].Name]; list != nil {
-				readList(v.Values[0], list)
+				readList(v.Values[0], list, texts)
 			}
 		}
 	}
 	return nil
 }
 
-func readList(e ast.Expr, into map[uint64]string) {
+func readList(e ast.Expr, into map[uint64]string, texts map[string]string) {
 	lit, ok := e.(*ast.CompositeLit)
 	if !ok {
 		return
@@ -140,8 +142,16 @@ func readList(e ast.Expr, into map[uint64]string) {
 		if !ok || !isLit {
 			continue
 		}
-		if s, err := strconv.Unquote(name.Value); err == nil {
-			into[n] = s
+		s, err := strconv.Unquote(name.Value)
+		if err != nil {
+			continue
+		}
+		into[n] = s
+		if len(row.Elts) < 3 || texts[s] != "" {
+			continue
+		}
+		if text, ok := row.Elts[2].(*ast.BasicLit); ok {
+			texts[s], _ = strconv.Unquote(text.Value)
 		}
 	}
 }

@@ -49,15 +49,16 @@ inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 	return 0;
 }
 
+/* The helper counts the NUL, but of an empty string it says 0. */
 #define PUT_STRING(READ, MAX)                                               \
 	{                                                                   \
 		s32 n = READ(&t->data[off + HEAD], MAX, (void *)ptr);       \
 		u32 len;                                                    \
-		if (n <= 0)                                                 \
-			return n < 0 ? n : -EFAULT;                         \
+		if (n < 0)                                                  \
+			return n;                                           \
 		if (n == MAX)                                               \
 			flags |= ATT_F_TRUNCATED;                           \
-		len = (u32)n - 1;                                           \
+		len = n ? (u32)n - 1 : 0;                                   \
 		if (len >= MAX)                                             \
 			return -EFAULT;                                     \
 		zero_tail(&t->data[off + HEAD], len);                       \
@@ -137,9 +138,8 @@ inline_ int put_some(struct task *t, u64 ptr, u64 n, u32 limit, u32 meta, u32 fl
  */
 
 /* piece reads n bytes of the user's to a place in the buffer. */
-__noinline int piece(struct task *t, u32 at, u64 ptr, u32 n)
+inline_ int piece(struct task *t, u32 at, u64 ptr, u32 n)
 {
-	GUARD(t);
 	if (at > AREA - BUFFER || n > BUFFER)
 		return -EFAULT;
 	return bpf_probe_read_user(&t->data[at], n, (void *)ptr);
@@ -148,12 +148,17 @@ __noinline int piece(struct task *t, u32 at, u64 ptr, u32 n)
 #define PIECE_STRING 1024
 
 /* piece_string reads a string of the user's and returns its length with NUL. */
-__noinline int piece_string(struct task *t, u32 at, u64 ptr)
+inline_ int piece_string(struct task *t, u32 at, u64 ptr)
 {
-	GUARD(t);
+	s32 n;
+
 	if (at > AREA - PIECE_STRING)
 		return -EFAULT;
-	return bpf_probe_read_user_str(&t->data[at], PIECE_STRING, (void *)ptr);
+	n = bpf_probe_read_user_str(&t->data[at], PIECE_STRING, (void *)ptr);
+	if (n)
+		return n;
+	t->data[at] = 0; /* an empty one */
+	return 1;
 }
 
 #define PIECE_NAME 256
@@ -182,7 +187,7 @@ __noinline int close_pieces(struct task *t, u32 n, u32 meta, u32 flags)
 }
 
 /* user_word reads a pointer or long of the user's, ~0 if that is not possible. */
-__noinline u64 user_word(u64 at, u32 word)
+inline_ u64 user_word(u64 at, u32 word)
 {
 	u64 v = 0;
 	u32 w = 0;
@@ -192,44 +197,96 @@ __noinline u64 user_word(u64 at, u32 word)
 	return bpf_probe_read_user(&v, sizeof(v), (void *)at) ? ~0ull : v;
 }
 
+/* What put_iov and put_argv go through, step by step. */
+struct steps {
+	u64 at; /* the next element */
+	u64 count, total, seen; /* elements; bytes that there are and were gone through */
+	u32 pos; /* bytes taken */
+	u32 word; /* size of a pointer */
+	u32 cut; /* something was left out */
+	u32 end;
+};
+
 /* How much of an attachment's meta is what in put_iov. */
 #define META_WORD(meta) ((meta) >> 16 & 0xff)
 #define META_FLAGS(meta) ((meta) >> 24)
+
+/* step_iov takes the next buffer and says whether there may be another. */
+__noinline int step_iov(struct task *t, struct steps *s)
+{
+	u64 base, length;
+	u32 n;
+
+	GUARD(t);
+	GUARD(s);
+	if (s->count == 0 || s->pos >= BUFFER || s->seen >= s->total)
+		return 0;
+	base = user_word(s->at, s->word);
+	length = user_word(s->at + s->word, s->word);
+	if (base == ~0ull)
+		return -EFAULT;
+	if (length > s->total - s->seen)
+		length = s->total - s->seen;
+	n = length > BUFFER - s->pos ? BUFFER - s->pos : length;
+	if (n && piece(t, t->length + HEAD + s->pos, base, n))
+		return -EFAULT;
+	s->at += 2 * s->word;
+	s->count--;
+	s->seen += length;
+	s->pos += n;
+	return 1;
+}
+
+#define IOV_COUNT 4
 
 /* put_iov appends the first bytes of count buffers, of total bytes in all. The
  * size of a pointer and flags come in meta. */
 __noinline int put_iov(struct task *t, u64 iov, u64 count, u64 total, u32 meta)
 {
-	u32 off, pos = 0, word = META_WORD(meta), flags = META_FLAGS(meta);
-	u64 seen = 0;
-	int i;
+	struct steps s = {.at = iov, .count = count, .total = total, .word = META_WORD(meta)};
+	u32 flags = META_FLAGS(meta);
+	int i, more = 1;
 
 	GUARD(t);
-	off = t->length;
-	if (off > AREA - HEAD - LARGE)
+	if (t->length > AREA - HEAD - LARGE)
 		return put_empty(t, meta, flags | ATT_F_TRUNCATED);
-	for (i = 0; i < 4; i++) {
-		u64 base, length;
-		u32 n;
-
-		if (i >= count || pos >= BUFFER || seen >= total)
+	for (i = 0; i < IOV_COUNT; i++) {
+		more = step_iov(t, &s);
+		if (more <= 0)
 			break;
-		base = user_word(iov, word);
-		length = user_word(iov + word, word);
-		if (base == ~0ull)
-			return -EFAULT;
-		iov += 2 * word;
-		if (length > total - seen)
-			length = total - seen;
-		seen += length;
-		n = length > BUFFER - pos ? BUFFER - pos : length;
-		if (n && piece(t, off + HEAD + pos, base, n))
-			return -EFAULT;
-		pos += n;
 	}
-	if (seen > pos || (seen < total && i < count))
+	if (more < 0)
+		return more;
+	if (s.seen > s.pos || (s.seen < s.total && s.count))
 		flags |= ATT_F_TRUNCATED;
-	return close_pieces(t, pos, meta, flags);
+	return close_pieces(t, s.pos, meta, flags);
+}
+
+/* step_argv takes the next string and says whether there may be another. */
+__noinline int step_argv(struct task *t, struct steps *s)
+{
+	u64 ptr;
+	s32 n;
+
+	GUARD(t);
+	GUARD(s);
+	ptr = user_word(s->at, s->word);
+	if (ptr == ~0ull)
+		return -EFAULT;
+	if (!ptr) {
+		s->end = 1;
+		return 0;
+	}
+	if (s->pos > LARGE - 8 - PIECE_STRING)
+		return 0;
+	n = piece_string(t, t->length + HEAD + s->pos, ptr);
+	if (n <= 0)
+		return -EFAULT;
+	if (n == PIECE_STRING)
+		s->cut = 1;
+	s->at += s->word;
+	s->pos += n;
+	return 1;
 }
 
 #define ARGV_COUNT 24
@@ -237,30 +294,20 @@ __noinline int put_iov(struct task *t, u64 iov, u64 count, u64 total, u32 meta)
 /* put_argv appends the strings of a NULL-terminated array. */
 __noinline int put_argv(struct task *t, u64 argv, u32 meta, u32 word, u32 flags)
 {
-	u32 off, pos = 0;
-	int i;
+	struct steps s = {.at = argv, .word = word};
+	int i, more = 1;
 
 	GUARD(t);
-	off = t->length;
-	if (off > AREA - HEAD - LARGE)
+	if (t->length > AREA - HEAD - LARGE)
 		return put_empty(t, meta, flags | ATT_F_TRUNCATED);
-	for (i = 0; i < ARGV_COUNT; i++) {
-		u64 ptr = user_word(argv, word);
-		s32 n;
-
-		if (ptr == ~0ull)
-			return -EFAULT;
-		if (!ptr)
-			return close_pieces(t, pos, meta, flags);
-		argv += word;
-		if (pos > LARGE - 8 - PIECE_STRING)
+	for (i = 0; i < ARGV_COUNT + 1; i++) {
+		more = step_argv(t, &s);
+		if (more <= 0)
 			break;
-		n = piece_string(t, off + HEAD + pos, ptr);
-		if (n <= 0)
-			return -EFAULT;
-		if (n == PIECE_STRING)
-			flags |= ATT_F_TRUNCATED;
-		pos += n;
 	}
-	return close_pieces(t, pos, meta, flags | ATT_F_TRUNCATED);
+	if (more < 0)
+		return more;
+	if (!s.end || s.cut)
+		flags |= ATT_F_TRUNCATED;
+	return close_pieces(t, s.pos, meta, flags);
 }

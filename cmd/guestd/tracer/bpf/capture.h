@@ -110,13 +110,9 @@ __noinline int capture_one(struct task *t, u32 i, u32 flags)
 	ptr = args(t)[i];
 	if (!ptr)
 		return 0;
+	if (kind == CAPTURE_STRING || (kind == CAPTURE_PRCTL && (u32)args(t)[0] == PR_SET_NAME))
+		return put_string(t, ptr, META(i, ATT_STRING), flags);
 	switch (kind) {
-	case CAPTURE_PRCTL:
-		if ((u32)args(t)[0] != PR_SET_NAME)
-			return 0;
-		return put_string(t, ptr, META(i, ATT_STRING), flags);
-	case CAPTURE_STRING:
-		return put_string(t, ptr, META(i, ATT_STRING), flags);
 	case CAPTURE_IN:
 		return put_some(t, ptr, arg_of(t, param), BUFFER, META(i, ATT_BYTES), flags);
 	case CAPTURE_STRUCT:
@@ -206,6 +202,18 @@ __noinline int capture_result(struct task *t, u32 i)
 	return 0;
 }
 
+/* finish_one reads argument i at the end of a call: again, or for the first
+ * time. */
+__noinline int finish_one(struct task *t, u32 i, u32 again, u32 result)
+{
+	GUARD(t);
+	if ((again && capture_one(t, i, ATT_F_AT_EXIT) < 0) || (result && capture_result(t, i) < 0)) {
+		unreadable(t, i);
+		stats()->unreadable++;
+	}
+	return 0;
+}
+
 /* capture_out reads at the end of a call. */
 __noinline int capture_out(struct task *t, u32 which)
 {
@@ -214,21 +222,12 @@ __noinline int capture_out(struct task *t, u32 which)
 	GUARD(t);
 	retry = t->retry;
 	t->retry = 0;
-	if (t->rec.result >= 0) {
-		if (specs[t->spec & (MAX_SPECS - 1)].flags & SPEC_EXEC)
-			retry = 0; /* the memory is another program's; the exec record has it all */
-	} else {
+	if (t->rec.result < 0)
 		which = 0;
-	}
-	for (i = 0; i < 6; i++) {
-		if (retry >> i & 1 && capture_one(t, i, ATT_F_AT_EXIT) < 0) {
-			unreadable(t, i);
-			stats()->unreadable++;
-		}
-		if (which >> i & 1 && capture_result(t, i) < 0) {
-			unreadable(t, i);
-			stats()->unreadable++;
-		}
-	}
+	else if (specs[t->spec & (MAX_SPECS - 1)].flags & SPEC_EXEC)
+		retry = 0; /* the memory is another program's; the exec record has it all */
+	for (i = 0; i < 6; i++)
+		if ((retry | which) >> i & 1)
+			finish_one(t, i, retry >> i & 1, which >> i & 1);
 	return 0;
 }

@@ -45,7 +45,7 @@ static long (*bpf_probe_read_user_str)(void *dst, u32 size, const void *from) = 
 static long (*bpf_probe_read_kernel_str)(void *dst, u32 size, const void *from) = (void *)115;
 static u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
 static long (*bpf_map_push_elem)(void *map, const void *value, u64 flags) = (void *)87;
-static long (*bpf_map_pop_elem)(void *map, void *value) = (void *)89;
+static long (*bpf_map_pop_elem)(void *map, void *value) = (void *)88;
 static long (*bpf_ringbuf_output)(void *map, void *data, u64 size, u64 flags) = (void *)130;
 /* The results of these two may be read like memory of ours. */
 static void *(*bpf_get_current_task_btf)(void) = (void *)158;

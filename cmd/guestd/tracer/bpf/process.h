@@ -62,16 +62,18 @@ static __noinline int identify(struct task *t, u64 task)
 inline_ struct task *take_slot(u32 tid)
 {
 	u32 slot;
+	u64 fresh;
 
 	if (tid >= DIRECT)
 		return 0;
 	if (bpf_map_pop_elem(&free_slots, &slot)) {
 		if (ctl.slots >= SLOTS)
 			return 0;
-		slot = __sync_fetch_and_add(&ctl.slots, 1);
+		fresh = __sync_fetch_and_add(&ctl.slots, 1);
+		if (fresh >= SLOTS)
+			return 0;
+		slot = fresh;
 	}
-	if (slot >= SLOTS)
-		return 0;
 	*slot_at(tid) = slot + 1;
 	return bpf_map_lookup_elem(&slots, &slot);
 }
@@ -137,30 +139,19 @@ inline_ int is_armer(u32 tid)
 	return 0;
 }
 
-SEC("raw_tracepoint/sched_process_fork")
-int process_fork(struct bpf_raw_tracepoint_args *ctx)
+/* forked records that a task has a child. */
+__noinline int forked(struct task *t, u64 parent, u64 child)
 {
-	u64 parent = ctx->args[0], child = ctx->args[1];
-	u32 tid = current_tid(), ctid, tgid, one = 1;
-	struct task *t, *c, *e;
+	u32 tid = rd32(child + cfg.task_pid), tgid = rd32(child + cfg.task_tgid);
+	struct task *c, *e;
+	u64 share = 0;
 
-	t = find(tid);
-	if (!t) {
-		/* guestd's new threads are its own. */
-		if (!bpf_map_lookup_elem(&armed, &tid) &&
-		    !(is_armer(tid) && rd32(child + cfg.task_tgid) != rd32(parent + cfg.task_tgid)))
-			return 0;
-		ctid = rd32(child + cfg.task_pid);
-		bpf_map_update_elem(&armed, &ctid, &one, BPF_ANY);
-		return 0;
-	}
-	ctid = rd32(child + cfg.task_pid);
-	c = track(ctid, child, t->level, t->flags);
+	GUARD(t);
+	c = track(tid, child, t->level, t->flags);
 	e = event(t, REC_FORK, 6);
 	if (!e)
 		return 0;
-	tgid = rd32(child + cfg.task_tgid);
-	args(e)[0] = ctid;
+	args(e)[0] = tid;
 	args(e)[1] = tgid;
 	if (c) {
 		args(e)[2] = c->ns_tid;
@@ -168,14 +159,32 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 		args(e)[4] = c->start;
 	}
 	if (tgid == t->tgid)
-		args(e)[5] |= SHARE_THREAD;
+		share |= SHARE_THREAD;
 	if (rd64(parent + cfg.task_mm) == rd64(child + cfg.task_mm))
-		args(e)[5] |= SHARE_VM;
+		share |= SHARE_VM;
 	if (rd64(parent + cfg.task_files) == rd64(child + cfg.task_files))
-		args(e)[5] |= SHARE_FILES;
+		share |= SHARE_FILES;
 	if (rd64(parent + cfg.task_fs) == rd64(child + cfg.task_fs))
-		args(e)[5] |= SHARE_FS;
-	emit(e, 0);
+		share |= SHARE_FS;
+	args(e)[5] = share;
+	return emit(e, 0);
+}
+
+SEC("raw_tracepoint/sched_process_fork")
+int process_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 parent = ctx->args[0], child = ctx->args[1];
+	u32 tid = current_tid(), ctid, one = 1;
+	struct task *t = find(tid);
+
+	if (t)
+		return forked(t, parent, child);
+	/* guestd's new threads are its own. */
+	if (!bpf_map_lookup_elem(&armed, &tid) &&
+	    !(is_armer(tid) && rd32(child + cfg.task_tgid) != rd32(parent + cfg.task_tgid)))
+		return 0;
+	ctid = rd32(child + cfg.task_pid);
+	bpf_map_update_elem(&armed, &ctid, &one, BPF_ANY);
 	return 0;
 }
 
@@ -242,26 +251,41 @@ __noinline int put_cwd(struct task *e, u64 task)
 }
 
 /* put_range appends the program's arguments or variables. */
-inline_ void put_range(struct task *e, u64 from, u64 to, u32 limit, u32 kind)
+__noinline int put_range(struct task *e, u64 from, u64 to, u32 limit, u32 kind)
 {
 	u64 n = to - from;
 
+	GUARD(e);
 	if (!from || to <= from)
-		return;
+		return 0;
 	if (put_some(e, from, n, limit, META(NO_ARG, kind), 0) >= 0)
-		return;
+		return 0;
 	if (put_some(e, from, n, SMALL, META(NO_ARG, kind), ATT_F_TRUNCATED) >= 0)
-		return;
+		return 0;
 	put_empty(e, META(NO_ARG, kind), ATT_F_UNREADABLE);
 	stats()->unreadable++;
+	return 0;
 }
 
-/* describe fills in the record of an exec. */
-__noinline int describe(struct task *e, u64 task, u64 bprm)
+/* executed records that a task has become a program. */
+__noinline int executed(struct task *t, u64 task, u64 bprm, u32 old)
 {
-	GUARD(e);
-	u64 mm = rd64(task + cfg.task_mm), filename, interp;
+	u64 mm = rd64(task + cfg.task_mm), filename, interp, inode;
+	struct task *e;
 
+	GUARD(t);
+	e = event(t, REC_EXEC, 6);
+	if (!e)
+		return 0;
+	args(e)[0] = old;
+	args(e)[3] = rd32(bprm + cfg.bprm_argc);
+	args(e)[4] = rd32(bprm + cfg.bprm_envc);
+	args(e)[5] = rd32(rd64(task + cfg.task_cred) + cfg.cred_euid);
+	if (cfg.mm_exe_file != OFF_NONE) {
+		inode = rd64(rd64(mm + cfg.mm_exe_file) + cfg.file_inode);
+		args(e)[1] = rd64(inode + cfg.inode_ino);
+		args(e)[2] = rd32(rd64(inode + cfg.inode_sb) + cfg.sb_dev);
+	}
 	filename = rd64(bprm + cfg.bprm_filename);
 	put_kernel_string(e, filename, META(NO_ARG, ATT_STRING));
 	put_range(e, rd64(mm + cfg.mm_arg_start), rd64(mm + cfg.mm_arg_end), LARGE, ATT_ARGV);
@@ -271,16 +295,7 @@ __noinline int describe(struct task *e, u64 task, u64 bprm)
 		put_kernel_string(e, interp, META(NO_ARG, ATT_INTERP));
 	put_range(e, rd64(mm + cfg.mm_env_start), rd64(mm + cfg.mm_env_end), 1024, ATT_ENV);
 	put_cwd(e, task);
-	args(e)[3] = rd32(bprm + cfg.bprm_argc);
-	args(e)[4] = rd32(bprm + cfg.bprm_envc);
-	args(e)[5] = rd32(rd64(task + cfg.task_cred) + cfg.cred_euid);
-	if (cfg.mm_exe_file != OFF_NONE) {
-		u64 inode = rd64(rd64(mm + cfg.mm_exe_file) + cfg.file_inode);
-
-		args(e)[1] = rd64(inode + cfg.inode_ino);
-		args(e)[2] = rd32(rd64(inode + cfg.inode_sb) + cfg.sb_dev);
-	}
-	return 0;
+	return emit(e, 0);
 }
 
 /* moved gives the task's state to its new number: exec by another thread than
@@ -315,7 +330,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 task = ctx->args[0], bprm = ctx->args[2];
 	u32 tid = current_tid(), old = ctx->args[1];
-	struct task *t, *e;
+	struct task *t;
 
 	t = find(old);
 	if (t) {
@@ -329,15 +344,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	} else {
 		return 0;
 	}
-	if (!t)
-		return 0;
-	e = event(t, REC_EXEC, 6);
-	if (!e)
-		return 0;
-	args(e)[0] = old;
-	describe(e, task, bprm);
-	emit(e, 0);
-	return 0;
+	return t ? executed(t, task, bprm, old) : 0;
 }
 
 SEC("raw_tracepoint/sched_process_exit")

@@ -114,8 +114,9 @@ struct control {
 	u32 armers[MAX_ARMERS]; /* threads of guestd whose children are armed */
 	u32 asleep; /* the reader waits for the first record */
 	u32 engaged; /* something is or was tracked */
-	u32 slots; /* how many of the slots were ever used */
-	u32 pad[5];
+	u64 slots; /* how many of the slots were ever used; clang 14 forgets to
+		      fetch where this has 32 bits */
+	u32 pad[4];
 	struct cpu_stats cpu[MAX_CPUS];
 };
 

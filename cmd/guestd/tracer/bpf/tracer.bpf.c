@@ -142,7 +142,7 @@ inline_ struct task *find(u32 tid)
 
 inline_ struct cpu_stats *stats(void)
 {
-	return &ctl.cpu[bpf_get_smp_processor_id() & (MAX_CPUS - 1)];
+	return &ctl.cpu[cfg.batch ? 0 : bpf_get_smp_processor_id() & (MAX_CPUS - 1)];
 }
 
 /*

@@ -99,15 +99,6 @@ func run() error {
 			g.tracer = nil
 		case "run":
 			res, err = g.exec(req)
-		case "raw":
-			for _, n := range []int{4096, 8192, 16384, 32768 - 5, 65536, 262144} {
-				b := make([]byte, n)
-				t := time.Now()
-				for done := 0; done < 16<<20; done += n {
-					g.frame('x', b)
-				}
-				res.Clock += fmt.Sprintf("%d: %v; ", n, time.Since(t))
-			}
 		case "off":
 			return nil
 		}
