@@ -83,7 +83,7 @@ func ParseEvent(b []byte) (Event, error) {
 	case e.ID == "" || e.Source == "":
 		return Event{}, fmt.Errorf("parse event: id or source is missing")
 	case !strings.HasPrefix(e.Type, "petri."):
-		return Event{}, fmt.Errorf("parse event: type %q does not begin with petri.", e.Type)
+		return Event{}, fmt.Errorf("parse event: type %q does not begin with \"petri.\"", e.Type)
 	case e.Time.IsZero():
 		return Event{}, fmt.Errorf("parse event: time is missing")
 	case e.Origin != OriginHost && e.Origin != OriginGuest:

@@ -22,7 +22,6 @@ import (
 
 	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 	"github.com/petri-sandbox/petri/sandboxd/image"
-	"github.com/petri-sandbox/petri/schemas/trace"
 )
 
 // progs are the tester programs.
@@ -153,32 +152,6 @@ func (m *machine) must(r request) result {
 	return res
 }
 
-// records decodes a trace, which must be whole.
-func records(t testing.TB, b []byte) []trace.Record {
-	t.Helper()
-	r := trace.NewReader(bytes.NewReader(b))
-	var out []trace.Record
-	for {
-		rec, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := *rec
-		c.Attachments = append([]trace.Attachment(nil), rec.Attachments...)
-		for i := range c.Attachments {
-			c.Attachments[i].Data = bytes.Clone(c.Attachments[i].Data)
-		}
-		out = append(out, c)
-	}
-	if got := r.Totals(); got.Bad != 0 || got.Skipped != 0 || got.Missing != 0 || got.Lost != 0 {
-		t.Errorf("trace is not whole: %+v", got)
-	}
-	return out
-}
-
 // buildGuest makes the image with traceinit as its agent and adds the tester
 // programs and the offsets. It needs no network: the packages must be there.
 func buildGuest(t testing.TB, cache, dir string) (kernel, initrd string) {
@@ -269,19 +242,4 @@ func cpuModel() string {
 		return c
 	}
 	return "max"
-}
-
-// busy is the CPU time that QEMU has used, which tells more than the clock on a
-// machine that others use too.
-func (m *machine) busy() time.Duration {
-	var sum time.Duration
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", m.qemu))
-	for _, f := range files {
-		var ns int64
-		if b, err := os.ReadFile(f); err == nil {
-			fmt.Sscan(string(b), &ns)
-		}
-		sum += time.Duration(ns)
-	}
-	return sum
 }

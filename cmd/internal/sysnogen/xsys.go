@@ -20,7 +20,6 @@ type abi struct {
 	name  string
 	xsys  string
 	bits  int
-	big   bool // big-endian where it can be both, irrelevant otherwise
 }
 
 // abis are the ABIs in the order of their numbers, which never change: traces
