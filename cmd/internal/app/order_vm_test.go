@@ -7,17 +7,14 @@ package app_test
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,11 +22,8 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/petri-sandbox/petri/bus"
-	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/schemas"
 )
-
-const root = "../../.."
 
 // seeOrder is the order of SEE's events in a run of its documented protocol,
 // https://see.readthedocs.io. Events of Petri's own may stand between them.
@@ -66,7 +60,7 @@ func TestOrderForIndependentClient(t *testing.T) {
 	needClient(t)
 	bin := build(t)
 	addr, data := up(t, bin)
-	analysis := submit(t, bin, data)
+	analysis := submit(t, bin, data, program(t, sampleSource))
 	b, err := bus.Connect(t.Context(), addr, "test")
 	if err != nil {
 		t.Fatal(err)
@@ -163,122 +157,6 @@ func needClient(t *testing.T) {
 		if _, err := os.Stat(path); err != nil {
 			t.Fatalf("%v: the independent client needs its npm packages (install them: make setup)", err)
 		}
-	}
-}
-
-// build makes petri and the guest's agent as the Makefile does, so that the
-// guest's image is the one in the cache.
-func build(t *testing.T) string {
-	t.Helper()
-	bin, err := os.MkdirTemp("", "petri-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(bin) })
-	// A machine's supervisor is another user, who must get at the program.
-	if err := os.Chmod(bin, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "go", "build", "-trimpath", "-o", bin+"/petri", root+"/cmd/petri")
-	run(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/guestd-amd64", root+"/cmd/guestd")
-	run(t, bin+"/petri", "--cache", cache(), "guest", "build", "amd64")
-	return bin
-}
-
-func cache() string { return cmp.Or(os.Getenv("PETRI_TEST_CACHE"), app.DefaultCache()) }
-
-// run runs a command of a minute or two and returns what it prints.
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s%s(what is missing may be in: make setup)", name, strings.Join(args, " "), err, out, stderr.Bytes())
-	}
-	return string(out)
-}
-
-// up starts Petri on a data directory of its own, for as long as the test runs.
-func up(t *testing.T, bin string) (bus.Address, string) {
-	t.Helper()
-	data := filepath.Join(t.TempDir(), "data")
-	cmd := exec.Command(bin+"/petri", "--data", data, "--cache", cache(), "up")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	gone := make(chan error, 1)
-	go func() { gone <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGINT)
-		select {
-		case err := <-gone:
-			if err != nil {
-				t.Errorf("petri up: %v", err)
-			}
-		case <-time.After(time.Minute):
-			_ = cmd.Process.Kill()
-			<-gone
-			t.Error("petri up did not end within a minute of an interrupt")
-		}
-		if t.Failed() {
-			t.Logf("petri up:\n%s", out.Bytes())
-			logs, _ := filepath.Glob(filepath.Join(data, "log", "*.log"))
-			for _, path := range logs {
-				b, _ := os.ReadFile(path)
-				t.Logf("%s:\n%s", filepath.Base(path), b[max(0, len(b)-8<<10):])
-			}
-		}
-	})
-	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		addr, err := bus.ReadAddress(data)
-		if err == nil {
-			return addr, data
-		}
-		if !errors.Is(err, bus.ErrNotFound) || time.Now().After(end) {
-			t.Fatalf("petri up is not there: %v", err)
-		}
-	}
-}
-
-// submit queues the sample and returns its analysis.
-func submit(t *testing.T, bin, data string) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.WriteFile(dir+"/sample.c", []byte(sampleSource), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "gcc", "-static", "-O1", "-o", dir+"/sample", dir+"/sample.c")
-	id := strings.TrimSpace(run(t, bin+"/petri", "--data", data, "submit", dir+"/sample"))
-	if err := schemas.CheckID(id); err != nil {
-		t.Fatalf("petri submit: %v", err)
-	}
-	return id
-}
-
-// waitForEnding returns when the analysis has ended.
-func waitForEnding(t *testing.T, b *bus.Bus, analysis string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	last := "none"
-	err := b.Follow(ctx, schemas.DefaultTenant, analysis, 0, nil, func(e bus.Entry) error {
-		if e.Event.Family() == "context" {
-			last = e.Event.Name()
-		}
-		if e.Event.Family() == "context" && schemas.Ending(e.Event.Name()) {
-			return bus.ErrStop
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatalf("wait for the ending: %v (the last context event was %s)", err, last)
 	}
 }
 

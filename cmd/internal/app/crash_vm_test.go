@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package app_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// sleeper prints, and then waits for longer than any of these tests.
+const sleeper = `#include <stdio.h>
+#include <unistd.h>
+int main(void)
+{
+	puts("started");
+	fflush(stdout);
+	for (;;)
+		sleep(1);
+}
+`
+
+// A process of the tree below a petri.
+type process struct {
+	pid, parent int
+	args        []string
+}
+
+// role is what a process does: the word after daemon, or its own name.
+func (p process) role() string {
+	switch {
+	case len(p.args) > 2 && p.args[1] == "daemon":
+		return p.args[2]
+	case len(p.args) > 1 && p.args[1] == "supervisor":
+		return "supervisor"
+	case strings.HasPrefix(filepath.Base(p.args[0]), "qemu-system-"):
+		return "qemu"
+	}
+	return filepath.Base(p.args[0])
+}
+
+// processes are all processes of this machine that match.
+func processes(match func(process) bool) []process {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	var out []process
+	for _, d := range dirs {
+		cmdline, err1 := os.ReadFile(d + "/cmdline")
+		stat, err2 := os.ReadFile(d + "/stat")
+		if err1 != nil || err2 != nil || len(cmdline) == 0 {
+			continue
+		}
+		p := process{args: strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")}
+		p.pid, _ = strconv.Atoi(filepath.Base(d))
+		var state string
+		fmt.Sscanf(string(stat[bytes.LastIndexByte(stat, ')')+1:]), "%s %d", &state, &p.parent)
+		if state != "Z" && match(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// tree is a process with all that descend from it.
+func tree(pid int) []process {
+	all := processes(func(process) bool { return true })
+	in := map[int]bool{pid: true}
+	for grown := true; grown; {
+		grown = false
+		for _, p := range all {
+			if in[p.parent] && !in[p.pid] {
+				in[p.pid], grown = true, true
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(p process) bool { return !in[p.pid] })
+}
+
+// A session is a petri that runs one sample.
+type session struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	out    bytes.Buffer
+	stderr bytes.Buffer
+	gone   chan struct{}
+}
+
+func start(t *testing.T, bin, data string, args ...string) *session {
+	t.Helper()
+	s := &session{t: t, gone: make(chan struct{})}
+	s.cmd = exec.Command(bin+"/petri", append([]string{"--data", data, "--cache", cache()}, args...)...)
+	s.cmd.Stdout, s.cmd.Stderr = &s.out, &s.stderr
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = s.cmd.Wait()
+		close(s.gone)
+	}()
+	t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		<-s.gone
+	})
+	return s
+}
+
+// wait returns the exit code.
+func (s *session) wait(limit time.Duration) int {
+	s.t.Helper()
+	select {
+	case <-s.gone:
+		return s.cmd.ProcessState.ExitCode()
+	case <-time.After(limit):
+		s.t.Fatalf("petri did not end within %s:\n%s", limit, s.stderr.Bytes())
+		return -1
+	}
+}
+
+// awaitEvent waits until the newest analysis of a session has had an event, and
+// returns the analysis.
+func (s *session) awaitEvent(data, name string) string {
+	s.t.Helper()
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		select {
+		case <-s.gone:
+			s.t.Fatalf("petri ended before %s:\n%s", name, s.stderr.Bytes())
+		default:
+		}
+		addr, err := bus.ReadAddress(data)
+		if err != nil {
+			continue
+		}
+		if id := look(s.t, addr, name); id != "" {
+			return id
+		}
+	}
+	s.t.Fatalf("no analysis came to %s:\n%s", name, s.stderr.Bytes())
+	return ""
+}
+
+// look returns the unended analysis that has had an event, if there is one.
+func look(t *testing.T, addr bus.Address, name string) string {
+	b, err := bus.Connect(t.Context(), addr, "test")
+	if err != nil {
+		return ""
+	}
+	defer b.Close()
+	list, err := b.List(t.Context(), schemas.DefaultTenant, 1)
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	entries, err := b.Context(t.Context(), schemas.DefaultTenant, list[0].Analysis)
+	if err != nil {
+		return ""
+	}
+	found := ""
+	for _, e := range entries {
+		if e.Event.Name() == name {
+			found = list[0].Analysis
+		}
+		if schemas.Ending(e.Event.Name()) {
+			return ""
+		}
+	}
+	return found
+}
+
+// TestKill kills every process of a running petri in turn, and all of them at
+// once. Whatever it was, nothing stays behind, the analysis is ended in the
+// log, and the next run works.
+func TestKill(t *testing.T) {
+	bin := build(t)
+	sleep, quick := program(t, sleeper), program(t, sampleSource)
+	data := filepath.Join(t.TempDir(), "data")
+	victims := []struct {
+		role string
+		// outcomes that the killed run may have: what was killed is started
+		// again, or what it did is lost and said to be.
+		outcomes []schemas.Outcome
+	}{
+		{"bus", []schemas.Outcome{schemas.OutcomeCompleted, schemas.OutcomeIncomplete}},
+		{"sandboxd", []schemas.Outcome{schemas.OutcomeFailed}},
+		{"analyzer", []schemas.Outcome{schemas.OutcomeCompleted}},
+		{"reporter", []schemas.Outcome{schemas.OutcomeCompleted}},
+		{"supervisor", []schemas.Outcome{schemas.OutcomeFailed, schemas.OutcomeIncomplete}},
+		{"qemu", []schemas.Outcome{schemas.OutcomeFailed, schemas.OutcomeIncomplete}},
+		{"petri", []schemas.Outcome{schemas.OutcomeFailed}},
+		{"all", []schemas.Outcome{schemas.OutcomeFailed}},
+	}
+	var analyses []string
+	for _, v := range victims {
+		t.Run(v.role, func(t *testing.T) {
+			s := start(t, bin, data, "--json", "run", "--runtime", "8s", sleep)
+			id := s.awaitEvent(data, schemas.EventSampleStarted)
+			analyses = append(analyses, id)
+			procs := tree(s.cmd.Process.Pid)
+			killed := 0
+			for _, p := range procs {
+				if v.role == "all" || p.role() == v.role && (v.role != "petri" || p.pid == s.cmd.Process.Pid) {
+					if err := syscall.Kill(p.pid, syscall.SIGKILL); err == nil {
+						killed++
+					}
+				}
+			}
+			if killed == 0 {
+				t.Fatalf("there is no %s in %v", v.role, procs)
+			}
+			code := s.wait(2 * time.Minute)
+			t.Logf("killed %d, exit code %d; %s", killed, code, s.stderr.Bytes())
+
+			// What is left has the death of its parent to hear of.
+			end := time.Now().Add(5 * time.Second)
+			var left []process
+			for {
+				left = processes(func(p process) bool {
+					return strings.HasPrefix(p.args[0], bin) || slices.ContainsFunc(procs, func(q process) bool { return q.pid == p.pid && slices.Equal(p.args, q.args) })
+				})
+				if len(left) == 0 || time.Now().After(end) {
+					break
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+			for _, p := range left {
+				t.Errorf("%s, process %d, is left", p.role(), p.pid)
+			}
+
+			next := start(t, bin, data, "--json", "run", quick)
+			if code := next.wait(2 * time.Minute); code != 0 {
+				t.Fatalf("the next run: exit code %d\n%s%s", code, next.out.Bytes(), next.stderr.Bytes())
+			}
+			t.Logf("the next run: %s", next.stderr.Bytes())
+			var report schemas.Report
+			text := run(t, bin+"/petri", "--data", data, "--json", "report", id)
+			if err := json.Unmarshal([]byte(text), &report); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Contains(v.outcomes, report.Outcome.Value) {
+				t.Errorf("the outcome is %s %v, not one of %v", report.Outcome.Value, report.Outcome.Reasons, v.outcomes)
+			}
+			if report.Verdict.Value == schemas.VerdictNoFindings {
+				t.Error("an interrupted run was called clean")
+			}
+		})
+	}
+	b := run(t, bin+"/petri", "--data", data, "--json", "list")
+	var list []bus.Summary
+	if err := json.Unmarshal([]byte(b), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list {
+		if s.Outcome == "" {
+			t.Errorf("analysis %s has not ended: %+v", s.Analysis, s)
+		}
+	}
+	if len(list) < 2*len(analyses) {
+		t.Errorf("%d analyses are listed, there were %d", len(list), 2*len(analyses))
+	}
+}
