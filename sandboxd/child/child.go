@@ -26,7 +26,8 @@ type Process struct {
 // Start starts cmd in a process group of its own; it is killed when this program
 // dies. What cmd leaves open is closed: the environment has no more than a
 // path, the directory is the root. Standard error is kept, and copied to
-// cmd.Stderr if that is set. cmd's SysProcAttr may hold more.
+// cmd.Stderr if that is set, which must stay open until the process has ended.
+// cmd's SysProcAttr may hold more.
 func Start(cmd *exec.Cmd) (*Process, error) {
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	if cmd.Dir == "" {
@@ -36,7 +37,7 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	}
 	if cmd.Stderr != nil {
-		cmd.Stderr = io.MultiWriter(&p.stderr, cmd.Stderr)
+		cmd.Stderr = tee{&p.stderr, cmd.Stderr}
 	} else {
 		cmd.Stderr = &p.stderr
 	}
@@ -136,6 +137,18 @@ func Conn(fd int) (*net.UnixConn, error) {
 		return nil, net.UnknownNetworkError(c.RemoteAddr().Network())
 	}
 	return u, nil
+}
+
+// tee writes to both. The second may fail, as a log on a full disk does: an
+// error would break the child's pipe, and with it the child.
+type tee struct {
+	kept *tail
+	copy io.Writer
+}
+
+func (t tee) Write(p []byte) (int, error) {
+	_, _ = t.copy.Write(p)
+	return t.kept.Write(p)
 }
 
 // tail keeps the last bytes that were written to it.

@@ -192,9 +192,9 @@ func (n *Node) spawn(ctx context.Context, role string) (*child.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer logFile.Close()
 	r, w, err := os.Pipe()
 	if err != nil {
+		logFile.Close()
 		return nil, err
 	}
 	defer r.Close()
@@ -205,8 +205,13 @@ func (n *Node) spawn(ctx context.Context, role string) (*child.Process, error) {
 	p, err := child.Start(cmd)
 	w.Close()
 	if err != nil {
+		logFile.Close()
 		return nil, fmt.Errorf("start %s: %w", role, err)
 	}
+	go func() {
+		<-p.Done()
+		logFile.Close()
+	}()
 	n.mu.Lock()
 	n.procs[role] = p
 	n.mu.Unlock()
