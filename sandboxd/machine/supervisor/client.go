@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ type Machine struct {
 
 	streams sync.WaitGroup // sources whose end has not come
 	served  chan error     // the link's end
+	ending  atomic.Bool    // by us
 	closing sync.Once
 	closed  error
 }
@@ -106,8 +108,25 @@ func launch(files Files, o machine.Observer, p Privileges, mark string) (*Machin
 			return nil, err
 		}
 	}
-	go func() { m.served <- m.conn.Run(context.Background()) }()
+	go func() {
+		err := m.conn.Run(context.Background())
+		m.lost()
+		m.served <- err
+	}()
 	return m, nil
+}
+
+// lost reports that the machine went with its supervisor, unless we ended it.
+func (m *Machine) lost() {
+	if m.ending.Load() {
+		return
+	}
+	select {
+	case <-m.proc.Done():
+	case <-time.After(answerTime): // it lives, but does not speak any more
+		m.proc.Kill()
+	}
+	m.observer.Event(machine.Event{Time: time.Now(), Off: &schemas.MachineOff{State: "crashed", Reason: "the machine's supervisor " + m.proc.Cause()}})
 }
 
 func (m *Machine) event(name string, data json.RawMessage) {
@@ -273,6 +292,7 @@ const closeTime = 10 * time.Second
 // Close implements [machine.Machine].
 func (m *Machine) Close() error {
 	m.closing.Do(func() {
+		m.ending.Store(true)
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 		defer cancel()
 		err := m.simple(ctx, reqClose)
@@ -303,6 +323,7 @@ func (m *Machine) awaitStreams(ctx context.Context) {
 
 // kill ends the process and waits until nothing of it is left.
 func (m *Machine) kill() {
+	m.ending.Store(true)
 	m.proc.Kill()
 	m.conn.Close()
 	m.files.Close()
