@@ -294,7 +294,7 @@ func isMem(p string) bool {
 
 // copied is bytes that went from one descriptor to another within the kernel.
 func (c *call) copied(from, to int) {
-	if !c.done() {
+	if !c.done() || c.r.Result == 0 {
 		return
 	}
 	if d, ok := c.fd(from); ok && d.file {
@@ -304,10 +304,15 @@ func (c *call) copied(from, to int) {
 	switch {
 	case ok && d.sock != nil:
 		c.sent(to, d, nil, nil)
-	case ok && d.file:
-		c.t.sum.transfer(c.p, d.path, "write", "", c.r.Result)
+	case ok && (d.file || isMemfd(d.path)):
+		if d.file {
+			c.t.sum.transfer(c.p, d.path, "write", "", c.r.Result)
+		}
 		c.emitFile("write", schemas.FileBehavior{Path: Printable(d.path), FD: &to, Bytes: c.r.Result})
 	}
 }
+
+// isMemfd reports whether that is what a file in memory is called here.
+func isMemfd(p string) bool { return strings.HasPrefix(p, "memfd:") }
 
 func octal(mode int) string { return "0" + strconv.FormatInt(int64(mode)&0o7777777, 8) }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
@@ -33,7 +34,7 @@ type machine struct {
 	conn net.Conn
 	in   *bufio.Reader
 	boot time.Duration
-	qemu int // its pid
+	seen map[string]uint64 // what the tracer has counted so far
 }
 
 // request and result are those of testdata/traceinit.
@@ -64,12 +65,8 @@ type result struct {
 // start boots a guest with every tester program in /usr/bin of its root.
 func start(t testing.TB) *machine {
 	t.Helper()
-	cache := os.Getenv("PETRI_CACHE")
-	if cache == "" {
-		cache = "/var/cache/petri"
-	}
 	dir := t.TempDir()
-	kernel, initrd := buildGuest(t, cache, dir)
+	kernel, initrd := buildGuest(t, app.DefaultCache(), dir)
 	sock := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
@@ -87,7 +84,7 @@ func start(t testing.TB) *machine {
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start QEMU: %v (make setup)", err)
 	}
-	m := &machine{t: t, qemu: cmd.Process.Pid}
+	m := &machine{t: t, seen: map[string]uint64{}}
 	t.Cleanup(func() {
 		if m.conn != nil {
 			_ = json.NewEncoder(m.conn).Encode(request{Op: "off"})
