@@ -24,7 +24,6 @@ const (
 	maxDepth      = 8       // derivations one from the other
 	maxResult     = 1 << 30 // bytes of a result document
 	clerkParallel = 8       // finished tasks in work at once
-	clerkAckWait  = time.Minute
 )
 
 // A Clerk reads what analyzers hand in, believes none of it, and commits what
@@ -41,16 +40,18 @@ func NewClerk(b *Bus, log *slog.Logger) *Clerk { return &Clerk{b: b, log: log} }
 // Run works until ctx is done.
 func (c *Clerk) Run(ctx context.Context) error {
 	cons, err := c.b.js.CreateOrUpdateConsumer(ctx, streamInbox, jetstream.ConsumerConfig{
-		Durable: "clerk", AckPolicy: jetstream.AckExplicitPolicy, AckWait: clerkAckWait, MaxDeliver: -1, MaxAckPending: 1000,
+		Durable: "clerk", AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: 1000,
 	})
 	if err != nil {
 		return fmt.Errorf("open the inbox: %w", err)
 	}
 	slots := make(chan struct{}, clerkParallel)
 	cc, err := cons.Consume(func(m jetstream.Msg) {
+		stop := keep(m)
 		slots <- struct{}{}
 		go func() {
 			defer func() { <-slots }()
+			defer stop()
 			c.handle(ctx, m)
 		}()
 	}, jetstream.PullMaxMessages(2*clerkParallel))

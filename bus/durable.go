@@ -13,6 +13,33 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
+// handlerAckWait is how long a message may be without a sign of life from the
+// one that handles it. It is short because it is also the time that a consumer
+// stands still when a server dies with an acknowledgement.
+const handlerAckWait = 5 * time.Second
+
+// keep shows that a message is in work, until stop is called.
+func keep(m jetstream.Msg) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(handlerAckWait / 3)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				_ = m.InProgress() // a lost one is made good by the next
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
+}
+
 // Endings calls fn with the ending of every analysis, and with every amendment
 // after it, each at least once, in the log's order, until ctx is done. name
 // keeps the place over restarts. An event for which fn fails comes again.
@@ -25,12 +52,13 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 		subjects = append(subjects, contextSubject("*", "*", ev))
 	}
 	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
-		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxDeliver: 20, MaxAckPending: 1,
+		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: 20, MaxAckPending: 1,
 	})
 	if err != nil {
 		return fmt.Errorf("follow the endings: %w", err)
 	}
 	cc, err := cons.Consume(func(m jetstream.Msg) {
+		defer keep(m)()
 		e, err := schemas.ParseEvent(m.Data())
 		if err == nil {
 			err = fn(ctx, e)

@@ -44,7 +44,7 @@ func (b *Bus) Project(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("open the projection: %w", err)
 	}
 	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
-		Durable: projector, AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1, MaxAckPending: 1,
+		Durable: projector, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: 1,
 		FilterSubjects: []string{logPrefix + "*.*.context.>", logPrefix + "*.*.report.json"},
 	})
 	if err != nil {
