@@ -14,6 +14,9 @@ import (
 func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 	switch name := e.Name(); name {
 	case schemas.EventSubmitted:
+		if f.submitted {
+			return "", errTwoHeads
+		}
 		return read(e, f.submittedEvent)
 	case schemas.EventClaimed:
 		return read(e, func(d schemas.AnalysisClaimed) string {
@@ -113,9 +116,6 @@ func read[T schemas.Typed](e schemas.Event, f func(T) string) (string, error) {
 }
 
 func (f *Fold) submittedEvent(d schemas.AnalysisSubmitted) string {
-	if f.submitted {
-		return ""
-	}
 	f.submitted = true
 	s := d.Submission
 	f.expected = s.Expected
@@ -150,8 +150,12 @@ func exitText(d *schemas.SampleExited) string {
 }
 
 func (f *Fold) end(e schemas.Event) (detail string, err error) {
+	if f.ending != "" {
+		return "", errTwoEnds
+	}
 	at := e.Time
 	f.ending, f.r.Analysis.Ended = e.Name(), &at
+	// One whose data cannot be read is an ending of its kind all the same.
 	switch e.Name() {
 	case schemas.EventCompleted:
 		return read(e, func(d schemas.AnalysisCompleted) string {
@@ -162,11 +166,13 @@ func (f *Fold) end(e schemas.Event) (detail string, err error) {
 			return ""
 		})
 	case schemas.EventFailed:
+		f.failed = &schemas.AnalysisFailed{Reason: "unknown"}
 		return read(e, func(d schemas.AnalysisFailed) string {
 			f.failed = &d
 			return d.Reason + ": " + d.Error
 		})
 	default:
+		f.cancelled = &schemas.AnalysisCancelled{By: "unknown"}
 		return read(e, func(d schemas.AnalysisCancelled) string {
 			f.cancelled = &d
 			return "by " + d.By

@@ -14,10 +14,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/petri-sandbox/petri/schemas"
+	"github.com/petri-sandbox/petri/schemas/behavior"
 )
 
 // Documents gives the bytes of result documents.
@@ -31,6 +33,7 @@ const (
 	maxConsole  = 64 << 10
 	maxDocument = 64 << 20
 	maxGaps     = 200
+	maxOmitted  = 64 // names of lists that a result document counts by
 )
 
 // A Fold takes an analysis' events in the log's order. Its memory is bounded by
@@ -52,9 +55,10 @@ type Fold struct {
 	nfaults   int
 	bad       int // events that could not be read
 
+	whole          integrity
 	stdout, stderr console
 	receipts       map[string]schemas.Receipt
-	dropped        map[string]schemas.Digest // by path
+	dropped        map[string]schemas.Digest // by path, as the behaviour has it
 }
 
 type console struct {
@@ -64,7 +68,7 @@ type console struct {
 
 // New returns an empty fold.
 func New() *Fold {
-	f := &Fold{receipts: map[string]schemas.Receipt{}, dropped: map[string]schemas.Digest{}}
+	f := &Fold{whole: newIntegrity(), receipts: map[string]schemas.Receipt{}, dropped: map[string]schemas.Digest{}}
 	f.r.SchemaVersion = schemas.ReportVersion
 	f.r.Coverage.Omitted = map[string]int{}
 	return f
@@ -77,25 +81,35 @@ func (f *Fold) Events() int { return f.events }
 // one bad record does not cost the report.
 func (f *Fold) Add(e schemas.Event) {
 	f.events++
-	var err error
-	switch e.Family() {
-	case "context":
-		err = f.context(e)
-	case "segment":
-		err = f.segment(e)
-	case "artifact":
-		err = f.artifact(e)
-	case "finding":
-		err = f.finding(e)
-	case "receipt":
-		err = f.receipt(e)
-	}
-	if err != nil {
+	if err := f.take(e); err != nil {
 		f.bad++
 	}
 }
 
+// take takes an event, once: the same one again changes nothing.
+func (f *Fold) take(e schemas.Event) error {
+	if err := f.whole.belongs(e); err != nil {
+		return err
+	}
+	switch e.Family() {
+	case "context":
+		return f.context(e)
+	case "segment":
+		return f.segment(e)
+	case "artifact":
+		return f.artifact(e)
+	case "finding":
+		return f.finding(e)
+	case "receipt":
+		return f.receipt(e)
+	}
+	return nil
+}
+
 func (f *Fold) context(e schemas.Event) error {
+	if fresh, err := f.whole.context(e); !fresh {
+		return err
+	}
 	detail, err := f.contextData(e)
 	f.r.Timeline = add(f, "timeline", f.r.Timeline, schemas.TimelineEntry{Time: e.Time, Event: e.Name(), Origin: e.Origin, Detail: detail})
 	return err
@@ -117,6 +131,9 @@ func (f *Fold) segment(e schemas.Event) error {
 	if err := e.Decode(&s); err != nil {
 		return err
 	}
+	if !f.whole.segment(&s) {
+		return nil
+	}
 	switch s.Source {
 	case schemas.SourceStdout:
 		f.stdout.add(s.Data)
@@ -137,13 +154,21 @@ func (f *Fold) artifact(e schemas.Event) error {
 	if err := e.Decode(&a); err != nil {
 		return err
 	}
-	f.r.Artifacts = add(f, "artifacts", f.r.Artifacts, a)
+	fresh, full := f.whole.artifact(&a)
+	if !fresh {
+		return nil
+	}
+	if full {
+		f.r.Coverage.Omitted["artifacts"]++
+	} else {
+		f.r.Artifacts = append(f.r.Artifacts, a)
+	}
 	switch {
 	case a.Kind == schemas.KindPcap:
 		d := a.SHA256
 		f.r.Network.Pcap = &d
 	case a.Kind == schemas.KindDropped && a.File != nil && len(f.dropped) < schemas.MaxReportList:
-		f.dropped[a.File.Path] = a.SHA256
+		f.dropped[behavior.Printable(a.File.Path)] = a.SHA256
 	}
 	return nil
 }
@@ -154,6 +179,9 @@ func (f *Fold) finding(e schemas.Event) error {
 		return err
 	}
 	if c.Task.Run != schemas.LiveRun {
+		return nil
+	}
+	if !f.whole.finding(&c) {
 		return nil
 	}
 	f.r.Findings = add(f, "findings", f.r.Findings, schemas.ReportFinding{Analyzer: c.Task.Analyzer, Version: c.Version, SHA256: c.Task.SHA256, Finding: c.Finding})
@@ -168,11 +196,16 @@ func (f *Fold) receipt(e schemas.Event) error {
 	if r.Task.Run != schemas.LiveRun {
 		return nil
 	}
+	k := taskKey(r.Task)
+	if _, ok := f.receipts[k]; ok {
+		return nil // a task has one receipt, the first
+	}
 	if len(f.receipts) >= schemas.MaxReportList {
 		f.r.Coverage.Omitted["analyzers"]++
+		f.whole.unseen++
 		return nil
 	}
-	f.receipts[r.Task.Analyzer+"/"+r.Task.Token()] = r
+	f.receipts[k] = r
 	return nil
 }
 
@@ -196,7 +229,9 @@ func (f *Fold) Report(docs Documents) (*schemas.Report, error) {
 	f.coverage(&r, gaps)
 	r.Outcome = f.outcome(&r)
 	r.Verdict = schemas.ReportVerdict{Value: schemas.VerdictUndetermined, Reasons: []string{"no rules are in force"}}
+	r.Findings = slices.Clone(r.Findings)
 	slices.SortStableFunc(r.Findings, compareFindings)
+	clipCoverage(&r)
 	normalize(&r)
 	return &r, nil
 }
@@ -267,7 +302,7 @@ func (f *Fold) analyzers(r *schemas.Report) {
 		for _, m := range f.completed.Missing {
 			// What came after the ending is not missing any more.
 			t := schemas.TaskRef{Analyzer: m.Analyzer, SHA256: m.SHA256}
-			if _, ok := f.receipts[m.Analyzer+"/"+t.Token()]; ok {
+			if _, ok := f.receipts[taskKey(t)]; ok {
 				continue
 			}
 			c := entry(m.Analyzer)
@@ -318,39 +353,91 @@ func compareFindings(a, b schemas.ReportFinding) int {
 		strings.Compare(digestText(a.SHA256), digestText(b.SHA256)))
 }
 
+// behaviorAnalyzer is whose result document the report takes over. One of
+// another name cannot put processes and files in its place.
+const behaviorAnalyzer = "behavior"
+
 // behavior takes over what the analyzer of that name read out of the trace.
 // It returns what its document says that the trace cannot show.
 func (f *Fold) behavior(r *schemas.Report, docs Documents) []string {
+	var gaps []string
+	read := 0
 	for _, run := range r.Analyzers {
-		if run.Result == nil || run.Result.Schema != schemas.BehaviorSchema {
+		if run.Analyzer != behaviorAnalyzer || run.Status != schemas.TaskDone {
 			continue
 		}
-		b, err := docs.Document(run.Result.SHA256, maxDocument)
-		var doc schemas.BehaviorResult
-		if err == nil {
-			err = json.Unmarshal(b, &doc)
+		if read++; read > 1 {
+			continue
 		}
+		doc, err := behaviorDocument(run.Result, docs)
 		if err != nil {
-			return []string{fmt.Sprintf("the result of %s cannot be read: %v", run.Analyzer, err)}
+			gaps = append(gaps, fmt.Sprintf("the result of %s cannot be read: %v", run.Analyzer, err))
+			continue
 		}
-		r.Processes = clip(r, "processes", doc.Processes)
-		r.Files = clip(r, "files", doc.Files)
-		r.Network.Connections = clip(r, "connections", doc.Network)
-		for k, n := range doc.Omitted {
+		gaps = append(gaps, f.describe(r, doc)...)
+	}
+	if read > 1 {
+		gaps = append(gaps, fmt.Sprintf("%d more traces are not in this report", read-1))
+	}
+	return gaps
+}
+
+func behaviorDocument(ref *schemas.ResultRef, docs Documents) (*schemas.BehaviorResult, error) {
+	if ref == nil || ref.Schema != schemas.BehaviorSchema {
+		return nil, errors.New("there is none")
+	}
+	b, err := docs.Document(ref.SHA256, maxDocument)
+	if err != nil {
+		return nil, err
+	}
+	doc := new(schemas.BehaviorResult)
+	if err := json.Unmarshal(b, doc); err != nil {
+		return nil, err
+	}
+	if doc.Schema != schemas.BehaviorSchema {
+		return nil, fmt.Errorf("its schema is %.80q, not %q", doc.Schema, schemas.BehaviorSchema)
+	}
+	return doc, nil
+}
+
+func (f *Fold) describe(r *schemas.Report, doc *schemas.BehaviorResult) (gaps []string) {
+	r.Processes = clip(r, "processes", doc.Processes)
+	r.Files = clip(r, "files", doc.Files)
+	r.Network.Connections = clip(r, "connections", doc.Network)
+	for i := range r.Processes {
+		r.Processes[i].Argv = clip(r, "arguments", r.Processes[i].Argv)
+	}
+	for i := range r.Files {
+		a := &r.Files[i]
+		a.Actions, a.Errors, a.PIDs = clip(r, "actions", a.Actions), clip(r, "errors", a.Errors), clip(r, "pids", a.PIDs)
+		if d, ok := f.dropped[a.Path]; ok {
+			a.Dropped = &d
+		}
+	}
+	for i := range r.Network.Connections {
+		a := &r.Network.Connections[i]
+		a.Errors, a.PIDs = clip(r, "errors", a.Errors), clip(r, "pids", a.PIDs)
+	}
+	for i, k := range slices.Sorted(maps.Keys(doc.Omitted)) {
+		if n := doc.Omitted[k]; n > 0 && i < maxOmitted {
 			r.Coverage.Omitted[k] += n
 		}
-		for i := range r.Files {
-			if d, ok := f.dropped[r.Files[i].Path]; ok {
-				r.Files[i].Dropped = &d
-			}
-		}
-		gaps := doc.Gaps
-		if doc.Bad > 0 {
-			gaps = append(slices.Clone(gaps), fmt.Sprintf("%d records of the trace could not be decoded", doc.Bad))
-		}
-		return gaps
 	}
-	return nil
+	if doc.Bad > 0 {
+		gaps = append(gaps, fmt.Sprintf("%d records of the trace could not be decoded", doc.Bad))
+	}
+	return append(gaps, doc.Gaps...)
+}
+
+// clipCoverage bounds the lists of the coverage, which events bring whole.
+func clipCoverage(r *schemas.Report) {
+	c := &r.Coverage
+	c.Sources = clip(r, "sources", c.Sources)
+	c.Hooks = clip(r, "hooks", c.Hooks)
+	c.Analyzers = clip(r, "analyzers", c.Analyzers)
+	for i := range c.Analyzers {
+		c.Analyzers[i].Missing = clip(r, "missing_tasks", c.Analyzers[i].Missing)
+	}
 }
 
 func clip[T any](r *schemas.Report, name string, list []T) []T {

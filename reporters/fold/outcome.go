@@ -4,6 +4,7 @@ package fold
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -49,11 +50,19 @@ func (f *Fold) coverage(r *schemas.Report, behavior []string) {
 	for _, a := range c.Analyzers {
 		switch {
 		case !a.Expected: // nobody counts on it; its coverage says what it did
+		case a.Tasks == 0 && f.ending == schemas.EventCompleted:
+			gap("analyzer %s had nothing to look at", a.Name)
 		case len(a.Missing) > 0:
 			gap("analyzer %s did not answer %d of %d tasks: %s", a.Name, len(a.Missing), a.Tasks, a.Missing[0].Reason)
 		case a.Failed > 0:
 			gap("analyzer %s failed at %d of %d tasks", a.Name, a.Failed, a.Tasks)
 		}
+	}
+	if f.started != nil && f.start != nil && !slices.ContainsFunc(c.Sources, func(s schemas.SourceCoverage) bool { return s.Source == schemas.SourceTrace }) {
+		gap("nothing says what became of the trace")
+	}
+	for _, t := range f.missing() {
+		gap("%s", t)
 	}
 	for _, t := range f.faults {
 		gap("%s", t)
