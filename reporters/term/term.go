@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -64,7 +66,9 @@ const (
 	cyan   = "36"
 )
 
+// style cleans s, so that nothing that it wraps brings escapes of its own.
 func (p *printer) style(s, code string) string {
+	s = Clean(s)
 	if !p.o.Color || s == "" {
 		return s
 	}
@@ -81,18 +85,19 @@ func (p *printer) line(indent int, s string) {
 func (p *printer) title(s, note string) {
 	p.printf("\n%s", p.style(s, bold))
 	if note != "" {
-		p.printf("  %s", p.style(note, dim))
+		p.printf("  %s", p.style(Clip(note, p.o.Width-2-len(s)), dim))
 	}
 	p.printf("\n")
 }
 
-// Clean replaces what a terminal would obey, or what is no text.
+// Clean replaces what a terminal would obey, what hides or reorders text, and
+// what is no text.
 func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t':
 			return ' '
-		case r < ' ', r >= 0x7f && r < 0xa0, r >= 0x200b && r <= 0x200f, r >= 0x2028 && r <= 0x202e, r >= 0x2060 && r <= 0x206f, r == 0xfeff:
+		case unicode.IsControl(r), unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp):
 			return '\ufffd'
 		}
 		return r
@@ -103,11 +108,28 @@ func Clean(s string) string {
 // ellipsis. It is for text without styles.
 func Clip(s string, width int) string {
 	s = Clean(s)
-	runes := []rune(s)
-	if len(runes) <= width || width < 2 {
-		return s
+	cut, used := 0, 0 // what fits beside an ellipsis
+	for i, r := range s {
+		if used <= width-1 {
+			cut = i
+		}
+		if used += columns(r); used > width {
+			return s[:cut] + strings.Repeat("…", min(1, max(0, width)))
+		}
 	}
-	return string(runes[:width-1]) + "…"
+	return s
+}
+
+// columns is how many a rune takes on most terminals.
+func columns(r rune) int {
+	switch {
+	case unicode.In(r, unicode.Mn, unicode.Me):
+		return 0
+	case r >= 0x1100 && (r <= 0x115f || r >= 0x2e80 && r <= 0xa4cf || r >= 0xac00 && r <= 0xd7a3 || r >= 0xf900 && r <= 0xfaff ||
+		r >= 0xfe30 && r <= 0xfe4f || r >= 0xff00 && r <= 0xff60 || r >= 0xffe0 && r <= 0xffe6 || r >= 0x1f300 && r <= 0x1faff || r >= 0x20000 && r <= 0x3fffd):
+		return 2
+	}
+	return 1
 }
 
 func (p *printer) outcomeStyle(o schemas.Outcome) string {
@@ -144,7 +166,8 @@ func (p *printer) head(r *schemas.Report) {
 		}
 		p.line(10, reason)
 	}
-	p.field("verdict", p.style(string(r.Verdict.Value), bold+";"+p.verdictStyle(r.Verdict.Value))+p.style("  "+strings.Join(r.Verdict.Reasons, "; "), dim))
+	verdict := string(r.Verdict.Value)
+	p.field("verdict", p.style(verdict, bold+";"+p.verdictStyle(r.Verdict.Value))+p.style("  "+Clip(strings.Join(r.Verdict.Reasons, "; "), p.o.Width-12-len(verdict)), dim))
 	if m := r.Machine; m.Spec != nil {
 		text := fmt.Sprintf("%s, %s start, %s, %s", m.Spec.Arch, m.Spec.Start, m.Spec.Accel, Size(m.Spec.Memory))
 		if m.Kernel != "" {
@@ -196,7 +219,7 @@ func (p *printer) output(prefix, s string) {
 			p.printf("  %s\n", p.style(fmt.Sprintf("… %d more lines", len(lines)-i), dim))
 			return
 		}
-		p.printf("  %s%s\n", p.style(prefix+"│ ", dim), Clip(l, p.o.Width-4-len(prefix)))
+		p.printf("  %s%s\n", p.style(prefix+"│ ", dim), Clip(strings.TrimSuffix(l, "\r"), p.o.Width-4-len(prefix)))
 	}
 }
 
@@ -221,7 +244,7 @@ func (p *printer) findings(r *schemas.Report) {
 		if len(f.Techniques) > 0 {
 			tail = "  " + strings.Join(f.Techniques, " ")
 		}
-		p.printf("  %s %s %s\n", p.style(fmt.Sprintf("%-8s", sev), code), p.style(fmt.Sprintf("%-10s", f.Analyzer), dim), Clip(f.Title+tail, p.o.Width-22))
+		p.printf("  %s %s %s\n", p.style(fmt.Sprintf("%-8s", Clip(string(sev), 8)), code), p.style(fmt.Sprintf("%-10s", Clip(f.Analyzer, 32)), dim), Clip(f.Title+tail, p.o.Width-12-max(10, min(32, len(f.Analyzer)))))
 	}
 }
 
@@ -243,43 +266,76 @@ func (p *printer) processes(r *schemas.Report) {
 	t := newTree(r.Processes)
 	n := 0
 	for _, root := range t.roots {
-		if !p.tree(t, root, "", "", &n, len(r.Processes)) {
+		if !p.tree(t, root, nil, &n) {
 			return
 		}
 	}
 }
 
-func (p *printer) tree(t *tree, i int, first, rest string, n *int, total int) bool {
-	if p.more(*n, total) {
+// maxIndent is how many levels of a tree are drawn; what lies deeper stands
+// below the last of them, with its level.
+const maxIndent = 12
+
+// tree draws process i and those below it. above says of each level whether
+// the one drawn there is its parent's last child.
+func (p *printer) tree(t *tree, i int, above []bool, n *int) bool {
+	if p.more(*n, len(t.list)) {
 		return false
 	}
 	*n++
+	var indent strings.Builder
+	for level, last := range above[:min(len(above), maxIndent)] {
+		drawn := level == min(len(above), maxIndent)-1
+		switch {
+		case drawn && last:
+			indent.WriteString("└─ ")
+		case drawn:
+			indent.WriteString("├─ ")
+		case last:
+			indent.WriteString("   ")
+		default:
+			indent.WriteString("│  ")
+		}
+	}
+	if len(above) > maxIndent {
+		fmt.Fprintf(&indent, "(%d) ", len(above))
+	}
 	pr := t.list[i]
 	what := strings.Join(pr.Argv, " ")
 	if what == "" {
 		what = cmp.Or(pr.Path, pr.Comm, "?")
 	}
-	end := ""
+	if renamed(pr) {
+		what = "[" + pr.Comm + "] " + what
+	}
+	end, code := "", dim
 	switch {
 	case pr.Signal != "":
-		end = p.style("  "+pr.Signal, red)
+		end, code = "  "+Clip(pr.Signal, 16), red
 	case pr.ExitCode != nil && *pr.ExitCode != 0:
-		end = p.style(fmt.Sprintf("  exit %d", *pr.ExitCode), yellow)
+		end, code = fmt.Sprintf("  exit %d", *pr.ExitCode), yellow
 	case pr.ExitCode == nil:
-		end = p.style("  running", dim)
+		end = "  running"
 	}
-	p.printf("  %s%s %s%s\n", p.style(first, dim), p.style(strconv.Itoa(pr.PID), cyan), Clip(what, p.o.Width-24-len(first)), end)
+	pid := strconv.Itoa(pr.PID)
+	room := p.o.Width - 3 - utf8.RuneCountInString(indent.String()) - len(pid) - len(end)
+	p.printf("  %s%s %s%s\n", p.style(indent.String(), dim), p.style(pid, cyan), Clip(what, room), p.style(end, code))
 	kids := t.children[i]
 	for k, c := range kids {
-		branch, below := "├─ ", "│  "
-		if k == len(kids)-1 {
-			branch, below = "└─ ", "   "
-		}
-		if !p.tree(t, c, rest+branch, rest+below, n, total) {
+		if !p.tree(t, c, append(above[:len(above):len(above)], k == len(kids)-1), n) {
 			return false
 		}
 	}
 	return true
+}
+
+// maxComm is how much of a program's name the kernel gives its process.
+const maxComm = 15
+
+// renamed reports whether a process calls itself otherwise than its program.
+func renamed(p schemas.Process) bool {
+	base := p.Path[strings.LastIndexByte(p.Path, '/')+1:]
+	return p.Path != "" && p.Comm != "" && p.Comm != base[:min(len(base), maxComm)]
 }
 
 // tree is the processes by parent. A process whose parent is not known, or
@@ -303,7 +359,7 @@ func newTree(list []schemas.Process) *tree {
 	for i, p := range list {
 		parent, ok := index[key{p.Parent, p.ParentAt}]
 		// A parent has begun before its child; anything else is a forgery.
-		if !ok || parent == i || list[parent].Start > p.Start {
+		if !ok || cmp.Or(cmp.Compare(list[parent].Start, p.Start), cmp.Compare(parent, i)) >= 0 {
 			t.roots = append(t.roots, i)
 			continue
 		}
@@ -383,19 +439,22 @@ func (p *printer) artifacts(r *schemas.Report) {
 	if len(r.Artifacts) == 0 {
 		return
 	}
-	p.title("artifacts", "petri get DIGEST")
+	p.title("artifacts", "whole digests: petri artifacts "+r.Analysis.ID)
 	for i, a := range r.Artifacts {
 		if p.more(i, len(r.Artifacts)) {
 			return
 		}
-		p.printf("  %-9s %9s  %s  %s\n", a.Kind, Size(a.Size), p.style(a.SHA256.String()[:16], dim), Clip(a.Name, p.o.Width-42))
+		p.printf("  %-9s %9s  %s  %s\n", Clip(string(a.Kind), 12), Size(a.Size), p.style(a.SHA256.String()[:16], dim), Clip(a.Name, p.o.Width-44))
 	}
 }
 
 func (p *printer) coverage(r *schemas.Report) {
 	c := r.Coverage
 	note := "whole"
-	if !c.Whole {
+	switch {
+	case len(c.Gaps) == 1:
+		note = "1 gap"
+	case !c.Whole:
 		note = fmt.Sprintf("%d gaps", len(c.Gaps))
 	}
 	p.title("coverage", note)
