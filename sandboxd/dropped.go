@@ -23,10 +23,20 @@ type dropSet struct {
 	ctx   context.Context //nolint:containedctx // of the collection
 	event string
 
+	// Files are stored side by side, for each waits for the disk, and announced
+	// in the order in which they came.
+	queue   chan *dropWriter // to announce; closed by close
+	idle    chan struct{}    // closed when everything in queue has been announced
+	sending sync.RWMutex     // held for reading while something is put into queue
+	closed  bool             // queue is; under sending
+
 	mu   sync.Mutex
 	list []schemas.DroppedFile
 	errs []error
 }
+
+// dropParallel is how many files are on their way to the store at once.
+const dropParallel = 8
 
 // CollectFiles stores the files that the sample changed, and the list of all
 // of them. Of a machine that has been collected it does nothing.
@@ -38,7 +48,7 @@ func (c *Context) CollectFiles(ctx context.Context, event string) error {
 	if err != nil {
 		return err
 	}
-	d := &dropSet{c: c, ctx: ctx, event: event}
+	d := &dropSet{c: c, ctx: ctx, event: event, queue: make(chan *dropWriter, dropParallel), idle: make(chan struct{})}
 	c.mu.Lock()
 	busy, done := c.drops != nil, c.collected
 	if !busy {
@@ -56,11 +66,13 @@ func (c *Context) CollectFiles(ctx context.Context, event string) error {
 		c.drops = nil
 		c.mu.Unlock()
 	}()
+	go d.announce()
 	l := c.cfg.Limits
 	sum, err := m.Collect(ctx, machine.Collect{MaxFile: l.DropFile, MaxFiles: l.DropFiles, MaxTotal: l.DropTotal, MaxList: l.DropListed})
 	if err != nil {
 		err = fmt.Errorf("collect files: %w", err)
 	}
+	d.close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.errs) > 0 && err == nil {
@@ -153,6 +165,42 @@ func (d *dropSet) begin(f schemas.DroppedFile) machine.FileWriter {
 	return w
 }
 
+// close ends the collection: a file that is not complete by now is lost.
+func (d *dropSet) close() {
+	d.sending.Lock()
+	d.closed = true
+	close(d.queue)
+	d.sending.Unlock()
+	<-d.idle
+}
+
+// announce announces what has been stored, in order.
+func (d *dropSet) announce() {
+	defer close(d.idle)
+	for w := range d.queue {
+		<-w.stored
+		if w.err == nil {
+			w.err = d.c.Announce(d.ctx, w.artifact)
+		}
+		d.finish(w)
+	}
+}
+
+func (d *dropSet) finish(w *dropWriter) {
+	if w.file != nil {
+		w.file.Close()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := &d.list[w.index]
+	if w.err != nil {
+		f.Stored, f.Reason = false, w.err.Error()
+		d.errs = append(d.errs, fmt.Errorf("%q: %w", f.Path, w.err))
+		return
+	}
+	f.SHA256, f.Size = &w.artifact.SHA256, w.artifact.Size // ours, whatever the guest said
+}
+
 // dropWriter is one file on its way.
 type dropWriter struct {
 	d     *dropSet
@@ -160,6 +208,9 @@ type dropWriter struct {
 	file  *os.File
 	size  int64
 	err   error
+
+	stored   chan struct{} // closed when the store has it, or err is set
+	artifact schemas.Artifact
 }
 
 func (w *dropWriter) Write(p []byte) (int, error) {
@@ -173,25 +224,32 @@ func (w *dropWriter) Write(p []byte) (int, error) {
 	return len(p), nil // the guest's stream goes on whatever becomes of this file
 }
 
-// Close stores the file and announces it.
+// Close has the file stored and announced. It blocks while too many are on
+// their way.
 func (w *dropWriter) Close(cut int64, err error) {
 	if w.err == nil {
 		w.err = err
 	}
-	if w.err == nil {
-		w.err = w.store(cut)
-	}
-	if w.file != nil {
-		w.file.Close()
-	}
-	if w.err == nil {
+	if w.err != nil {
+		w.d.finish(w)
 		return
 	}
-	w.d.mu.Lock()
-	defer w.d.mu.Unlock()
-	f := &w.d.list[w.index]
-	f.Stored, f.Reason = false, w.err.Error()
-	w.d.errs = append(w.d.errs, fmt.Errorf("%q: %w", f.Path, w.err))
+	w.stored = make(chan struct{})
+	go func() {
+		defer close(w.stored)
+		w.err = w.store(cut)
+	}()
+	w.d.sending.RLock()
+	closed := w.d.closed
+	if !closed {
+		w.d.queue <- w
+	}
+	w.d.sending.RUnlock()
+	if closed {
+		<-w.stored
+		w.err = errors.New("it came when the collection was over")
+		w.d.finish(w)
+	}
 }
 
 func (w *dropWriter) store(cut int64) error {
@@ -202,13 +260,6 @@ func (w *dropWriter) store(cut int64) error {
 	meta := w.d.list[w.index].FileMeta
 	w.d.mu.Unlock()
 	d, n, err := w.d.c.cfg.Store.Put(w.d.ctx, schemas.KindDropped, w.file)
-	if err != nil {
-		return err
-	}
-	w.d.mu.Lock()
-	w.d.list[w.index].SHA256, w.d.list[w.index].Size = &d, n // ours, whatever the guest said
-	w.d.mu.Unlock()
-	return w.d.c.Announce(w.d.ctx, schemas.Artifact{
-		Kind: schemas.KindDropped, SHA256: d, Size: n, Name: meta.Path, File: &meta, Cut: cut, Event: w.d.event,
-	})
+	w.artifact = schemas.Artifact{Kind: schemas.KindDropped, SHA256: d, Size: n, Name: meta.Path, File: &meta, Cut: cut, Event: w.d.event}
+	return err
 }
