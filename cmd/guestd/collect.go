@@ -37,6 +37,9 @@ func (a *agent) collect(q machine.Collect) (any, error) {
 	}
 	c := &collector{agent: a, q: q, files: guest.NewFilesWriter(w)}
 	err = c.walkRoot(filepath.Join(overlayDir, "upper"))
+	if ferr := c.files.Flush(); err == nil {
+		err = ferr
+	}
 	s := wire.Status{}
 	if err != nil {
 		s.Error = err.Error()
@@ -53,6 +56,8 @@ type collector struct {
 	files *guest.FilesWriter
 	sum   machine.Collected
 	bytes int64
+	holes int64                     // bytes of sparse files that were read
+	links map[uint64]schemas.Digest // of files with several names, by inode
 }
 
 func (c *collector) walkRoot(dir string) error {
@@ -120,11 +125,22 @@ func (c *collector) meta(p string, st *unix.Stat_t) schemas.DroppedFile {
 	mode := st.Mode &^ unix.S_IFMT
 	return schemas.DroppedFile{
 		FileMeta: schemas.FileMeta{
-			Path: strings.ToValidUTF8(p, "\ufffd"), Mode: mode, UID: int(st.Uid), GID: int(st.Gid),
+			Path: clipPath(p), Mode: mode, UID: int(st.Uid), GID: int(st.Gid),
 			Modified: time.Unix(st.Mtim.Unix()).UTC(), Change: change,
 		},
 		Size: st.Size,
 	}
+}
+
+// clipPath makes a path fit into a record: by descriptors a sample can nest
+// directories deeper than any path that the kernel takes.
+func clipPath(p string) string {
+	const most, part = 4096, 1024 // PATH_MAX, and what is kept of each end
+	p = strings.ToValidUTF8(p, "\ufffd")
+	if len(p) <= most {
+		return p
+	}
+	return path.Clean(strings.ToValidUTF8(p[:part], "") + "/…/" + strings.ToValidUTF8(p[len(p)-part:], ""))
 }
 
 // list sends a line without bytes, or counts it where the list is full.
@@ -141,7 +157,7 @@ func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t) error {
 	f := c.meta(p, st)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return c.regular(dir, name, p, f)
+		return c.regular(dir, name, p, st, f)
 	case unix.S_IFLNK:
 		b := make([]byte, 4096)
 		if n, err := unix.Readlinkat(int(dir.Fd()), name, b); err == nil {
@@ -165,7 +181,7 @@ func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t) error {
 }
 
 // regular sends one file's bytes, or only its digest where a limit is reached.
-func (c *collector) regular(dir *os.File, name, p string, f schemas.DroppedFile) error {
+func (c *collector) regular(dir *os.File, name, p string, st *unix.Stat_t, f schemas.DroppedFile) error {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		f.Reason = fmt.Sprintf("open: %v", err)
@@ -173,14 +189,21 @@ func (c *collector) regular(dir *os.File, name, p string, f schemas.DroppedFile)
 	}
 	file := os.NewFile(uintptr(fd), p)
 	defer file.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, io.NewSectionReader(file, 0, f.Size))
+	// What lies in the guest's memory is soon read, but a file can be a
+	// terabyte that nobody wrote.
+	if hole := f.Size - st.Blocks*512; hole > 0 {
+		if hole > c.q.MaxTotal-c.holes {
+			f.Reason = fmt.Sprintf("sparse: %d bytes of it were written, and it was not read", st.Blocks*512)
+			return c.list(f)
+		}
+		c.holes += hole
+	}
+	sum, err := c.digest(file, st, &f)
 	if err != nil {
 		f.Reason = fmt.Sprintf("read: %v", err)
 		return c.list(f)
 	}
-	sum := schemas.Digest(h.Sum(nil))
-	f.SHA256, f.Size = &sum, n
+	f.SHA256 = &sum
 	if c.agent.wrote(p, sum) {
 		return nil
 	}
@@ -202,13 +225,34 @@ func (c *collector) regular(dir *os.File, name, p string, f schemas.DroppedFile)
 		return err
 	}
 	sent, err := io.Copy(c.files, io.NewSectionReader(file, 0, f.Size))
-	st := wire.Status{Size: sent}
+	end := wire.Status{Size: sent}
 	if err != nil {
-		st.Error = err.Error()
+		end.Error = err.Error()
 	} else if sent < f.Size {
-		st.Error = "it shrank while it was read"
+		end.Error = "it shrank while it was read"
 	}
-	return c.files.End(st)
+	return c.files.End(end)
+}
+
+// digest reads a file, and one of many names only once.
+func (c *collector) digest(file *os.File, st *unix.Stat_t, f *schemas.DroppedFile) (schemas.Digest, error) {
+	if sum, ok := c.links[st.Ino]; ok {
+		return sum, nil
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(file, 0, f.Size))
+	if err != nil {
+		return schemas.Digest{}, err
+	}
+	f.Size = n
+	sum := schemas.Digest(h.Sum(nil))
+	if st.Nlink > 1 {
+		if c.links == nil {
+			c.links = map[uint64]schemas.Digest{}
+		}
+		c.links[st.Ino] = sum
+	}
+	return sum, nil
 }
 
 // wrote reports whether path still holds what the agent wrote there.

@@ -270,11 +270,11 @@ func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) 
 	if err != nil {
 		return 0, err
 	}
-	null, err := os.Open("/dev/null")
+	in, err := openStdin(r.Stdin)
 	if err != nil {
 		return 0, err
 	}
-	defer null.Close()
+	defer in.Close()
 	if r.Trace && a.tracer != nil {
 		// Only the sample: the agent starts other things in the container too.
 		if err := a.tracer.Arm(a.box.tid); err != nil {
@@ -284,8 +284,29 @@ func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) 
 	}
 	return a.box.spawn(command{
 		path: r.Command[0], argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
-		files: [3]*os.File{null, out.write[0], out.write[1]}, cgroup: a.box.cgroup,
+		files: [3]*os.File{in, out.write[0], out.write[1]}, cgroup: a.box.cgroup,
 	})
+}
+
+// openStdin gives what a program reads as its standard input: b, if it has
+// any, and then the end. A pipe holds b without a writer.
+func openStdin(b []byte) (*os.File, error) {
+	if len(b) == 0 {
+		return os.Open("/dev/null")
+	}
+	if len(b) > machine.MaxStdin {
+		return nil, fmt.Errorf("standard input has %d bytes, more than %d", len(b), machine.MaxStdin)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	if _, err := w.Write(b); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
 }
 
 // innerPID is the process's number in the container.

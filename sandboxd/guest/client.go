@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/machine"
@@ -21,7 +22,12 @@ import (
 type Client struct {
 	conn     *wire.Conn
 	observer machine.Observer
-	hello    chan Hello // holds the first one
+	hello    chan Hello     // holds the first one
+	sending  sync.WaitGroup // samples under way
+
+	// Of the events that come, which come one at a time.
+	faults       int
+	exited, tree bool
 }
 
 // New returns a client over the link rw, which it owns. Nothing moves until
@@ -33,7 +39,10 @@ func New(rw io.ReadWriteCloser, o machine.Observer) *Client {
 }
 
 // Serve moves the link until it ends or ctx is done.
-func (c *Client) Serve(ctx context.Context) error { return c.conn.Run(ctx) }
+func (c *Client) Serve(ctx context.Context) error {
+	defer c.sending.Wait()
+	return c.conn.Run(ctx)
+}
 
 // Hello waits for the agent of a booting guest.
 func (c *Client) Hello(ctx context.Context) (Hello, error) {
@@ -54,40 +63,61 @@ func (c *Client) event(name string, data json.RawMessage) {
 		var h Hello
 		if json.Unmarshal(data, &h) == nil {
 			select {
-			case c.hello <- h:
+			case c.hello <- h.checked():
 			default:
 			}
 		}
 	case EventExited:
 		var e schemas.SampleExited
+		if c.exited { // a guest runs one sample
+			c.fault("guest sent a second exit of the sample")
+			return
+		}
 		if c.decode(name, data, &e) {
-			c.observer.Event(machine.Event{Time: time.Now(), Exited: &e})
+			checked, err := checkExited(e)
+			if err != nil {
+				c.fault(fmt.Sprintf("guest sent a bad %s event: %v", name, err))
+				return
+			}
+			c.exited = true
+			c.observer.Event(machine.Event{Time: time.Now(), Exited: &checked})
 		}
 	case EventTree:
+		if c.tree {
+			return
+		}
+		c.tree = true
 		c.observer.Event(machine.Event{Time: time.Now(), Tree: &machine.TreeExited{}})
 	case EventFault:
 		var f Fault
 		if c.decode(name, data, &f) {
-			c.observer.Event(machine.Event{Time: time.Now(), Fault: "guest: " + clip(f.Text, 512)})
+			c.fault("guest: " + clip(f.Text, maxReason))
 		}
 	default:
-		c.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("guest sent unknown event %q", clip(name, 64))})
+		c.fault(fmt.Sprintf("guest sent unknown event %q", clip(name, maxName)))
 	}
 }
 
 func (c *Client) decode(name string, data json.RawMessage, into any) bool {
 	if err := json.Unmarshal(data, into); err != nil {
-		c.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("guest sent a bad %s event", name)})
+		c.fault(fmt.Sprintf("guest sent a bad %s event", name))
 		return false
 	}
 	return true
 }
 
-func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n] + "…"
+// maxFaults is how many faults of one guest are told.
+const maxFaults = 1000
+
+func (c *Client) fault(text string) {
+	switch c.faults++; {
+	case c.faults < maxFaults:
+	case c.faults == maxFaults:
+		text = fmt.Sprintf("guest reports more than %d faults; the others are not told", maxFaults)
+	default:
+		return
 	}
-	return s
+	c.observer.Event(machine.Event{Time: time.Now(), Fault: text})
 }
 
 // Ping returns when the agent has answered.
@@ -124,7 +154,9 @@ func (c *Client) Poweroff(ctx context.Context) error {
 }
 
 // Run sends the sample's bytes and starts the command. An error of type
-// *[machine.NotExecuted] is the guest's refusal.
+// *[machine.NotExecuted] is the guest's refusal. sample is read until Run has
+// returned nil or the link has ended: a guest that refuses, or says that it has
+// started what it never read, keeps nobody waiting.
 func (c *Client) Run(ctx context.Context, r machine.Run, sample *os.File) (machine.Started, error) {
 	if err := c.receive(StreamStdout, schemas.SourceStdout); err != nil {
 		return machine.Started{}, err
@@ -137,7 +169,9 @@ func (c *Client) Run(ctx context.Context, r machine.Run, sample *os.File) (machi
 		return machine.Started{}, err
 	}
 	sent := make(chan error, 1)
+	c.sending.Add(1)
 	go func() {
+		defer c.sending.Done()
 		n, err := io.Copy(w, io.NewSectionReader(sample, 0, r.Size))
 		s := wire.Status{Size: n}
 		if err != nil {
@@ -147,19 +181,29 @@ func (c *Client) Run(ctx context.Context, r machine.Run, sample *os.File) (machi
 	}()
 	var out RunResult
 	err = c.call(ctx, ReqRun, r, &out)
-	if serr := <-sent; err == nil && serr != nil && out.NotExecuted == nil {
-		err = fmt.Errorf("send the sample: %w", serr)
-	}
 	switch {
 	case err != nil:
 		return machine.Started{}, err
 	case out.NotExecuted != nil:
-		return machine.Started{}, out.NotExecuted
+		return machine.Started{}, checkNotExecuted(out.NotExecuted)
 	case out.Started == nil:
 		return machine.Started{}, fmt.Errorf("%w: an empty answer to run", wire.ErrProtocol)
 	}
-	return *out.Started, nil
+	// An honest guest has read all of it before it answers; only the word that
+	// it is sent may still be under way.
+	select {
+	case err = <-sent:
+	case <-time.After(sentTime):
+		err = fmt.Errorf("%w: the guest runs a sample that it has not read", wire.ErrProtocol)
+	}
+	if err != nil {
+		return machine.Started{}, fmt.Errorf("send the sample: %w", err)
+	}
+	return checkStarted(*out.Started)
 }
+
+// sentTime is how long a goroutine may take for what it can do at once.
+const sentTime = 2 * time.Second
 
 // Exec runs a command beside the sample.
 func (c *Client) Exec(ctx context.Context, e machine.Exec) (schemas.Exec, error) {
@@ -167,12 +211,12 @@ func (c *Client) Exec(ctx context.Context, e machine.Exec) (schemas.Exec, error)
 	ctx, cancel := context.WithTimeout(ctx, e.Timeout+callTimeout)
 	defer cancel()
 	err := c.conn.Call(ctx, ReqExec, e, &out)
-	return out, err
+	return checkExec(e.Command, out), err
 }
 
 // Collect sends the changed files to the observer.
 func (c *Client) Collect(ctx context.Context, q machine.Collect) (machine.Collected, error) {
-	files := NewFilesSink(c.observer)
+	files := NewFilesSink(c.observer, q)
 	if err := c.conn.Receive(StreamFiles, files); err != nil {
 		return machine.Collected{}, err
 	}
@@ -180,7 +224,10 @@ func (c *Client) Collect(ctx context.Context, q machine.Collect) (machine.Collec
 	if err := c.conn.Call(ctx, ReqCollect, q, &out); err != nil {
 		return out, err
 	}
-	return out, files.Wait(ctx)
+	if err := files.Wait(ctx); err != nil {
+		return out, err
+	}
+	return checkCollected(out, files.listed, files.stored)
 }
 
 func (c *Client) call(ctx context.Context, name string, params, result any) error {
@@ -202,9 +249,9 @@ type sourceSink struct {
 func (s *sourceSink) Write(p []byte) { s.o.Data(s.src, p) }
 
 func (s *sourceSink) End(st wire.Status) {
-	c := schemas.SourceCoverage{Source: s.src, Status: schemas.StatusWhole, Bytes: st.Size, Cut: uint64(max(0, st.Cut))}
+	c := schemas.SourceCoverage{Source: s.src, Status: schemas.StatusWhole, Bytes: max(0, st.Size), Cut: uint64(max(0, st.Cut))}
 	if st.Error != "" {
-		c.Status, c.Reason = schemas.StatusPartial, clip(st.Error, 256)
+		c.Status, c.Reason = schemas.StatusPartial, clip(st.Error, maxReason)
 	}
 	s.o.End(s.src, c)
 }

@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -25,11 +26,18 @@ const (
 // maxRecord bounds one record's payload.
 const maxRecord = wire.MaxPayload
 
-// A FilesWriter writes collected files in the form that the Client reads.
-type FilesWriter struct{ w io.Writer }
+// A FilesWriter writes collected files in the form that the Client reads. It
+// gathers small records, since each write to the port costs a round trip to the
+// host; Flush comes after the last.
+type FilesWriter struct{ w *bufio.Writer }
 
 // NewFilesWriter returns a FilesWriter over the stream's writer.
-func NewFilesWriter(w io.Writer) *FilesWriter { return &FilesWriter{w: w} }
+func NewFilesWriter(w io.Writer) *FilesWriter {
+	return &FilesWriter{w: bufio.NewWriterSize(w, maxRecord/2)}
+}
+
+// Flush writes what has been gathered.
+func (fw *FilesWriter) Flush() error { return fw.w.Flush() }
 
 // File announces a file. If f.Stored is set its bytes and an End must follow.
 func (fw *FilesWriter) File(f schemas.DroppedFile) error {
@@ -66,25 +74,32 @@ func (fw *FilesWriter) record(typ byte, payload []byte) error {
 	if len(payload) > maxRecord {
 		return fmt.Errorf("file record has %d bytes, more than %d", len(payload), maxRecord)
 	}
-	b := make([]byte, 0, 5+len(payload))
-	b = append(b, typ)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
-	_, err := fw.w.Write(append(b, payload...))
+	head := [5]byte{typ}
+	binary.LittleEndian.PutUint32(head[1:], uint32(len(payload)))
+	if _, err := fw.w.Write(head[:]); err != nil {
+		return err
+	}
+	_, err := fw.w.Write(payload)
 	return err
 }
 
 // A FilesSink takes the stream apart again and hands the files to an observer.
+// Whoever sends more than was asked for breaks the protocol.
 type FilesSink struct {
 	observer machine.Observer
+	limits   machine.Collect
 	buf      []byte
 	file     machine.FileWriter
 	err      error
 	done     chan struct{}
+
+	listed, stored int
+	size, total    int64 // bytes of this file, and of all
 }
 
-// NewFilesSink returns a sink for one stream of files.
-func NewFilesSink(o machine.Observer) *FilesSink {
-	return &FilesSink{observer: o, done: make(chan struct{})}
+// NewFilesSink returns a sink for one stream of files, the answer to q.
+func NewFilesSink(o machine.Observer, q machine.Collect) *FilesSink {
+	return &FilesSink{observer: o, limits: q, done: make(chan struct{})}
 }
 
 // Write implements [wire.Sink]. Pieces need not end where records do.
@@ -99,7 +114,7 @@ func (r *FilesSink) End(st wire.Status) {
 	switch {
 	case r.err != nil:
 	case st.Error != "":
-		_ = r.fail(fmt.Errorf("in the guest: %s", clip(st.Error, 256)))
+		_ = r.fail(fmt.Errorf("in the guest: %s", clip(st.Error, maxReason)))
 	case r.file != nil || len(r.buf) > 0:
 		_ = r.fail(io.ErrUnexpectedEOF)
 	}
@@ -142,12 +157,29 @@ func (r *FilesSink) record(typ byte, payload []byte) error {
 		if err := json.Unmarshal(payload, &f); err != nil {
 			return fmt.Errorf("%w: file record: %v", wire.ErrProtocol, err)
 		}
+		f, err := checkFile(f)
+		if err != nil {
+			return fmt.Errorf("%w: file record: %v", wire.ErrProtocol, err)
+		}
+		if r.listed++; r.listed > r.limits.MaxList {
+			return fmt.Errorf("%w: more than %d files", wire.ErrProtocol, r.limits.MaxList)
+		}
+		if f.Stored {
+			if r.stored++; r.stored > r.limits.MaxFiles {
+				return fmt.Errorf("%w: bytes of more than %d files", wire.ErrProtocol, r.limits.MaxFiles)
+			}
+		}
 		w := r.observer.File(f)
 		if f.Stored {
-			r.file = w
+			r.file, r.size = w, 0
 		}
 		return nil
 	case typ == recordData && r.file != nil:
+		r.size += int64(len(payload))
+		r.total += int64(len(payload))
+		if r.size > r.limits.MaxFile || r.total > r.limits.MaxTotal {
+			return fmt.Errorf("%w: %d bytes of a file, %d in all, which is more than was asked for", wire.ErrProtocol, r.size, r.total)
+		}
 		_, err := r.file.Write(payload)
 		return err
 	case typ == recordEnd && r.file != nil:
@@ -164,9 +196,9 @@ func (r *FilesSink) record(typ byte, payload []byte) error {
 func (r *FilesSink) end(s wire.Status) {
 	var err error
 	if s.Error != "" {
-		err = fmt.Errorf("in the guest: %s", s.Error)
+		err = fmt.Errorf("in the guest: %s", clip(s.Error, maxReason))
 	}
-	r.file.Close(s.Cut, err)
+	r.file.Close(max(0, s.Cut), err)
 	r.file = nil
 }
 

@@ -116,7 +116,14 @@ type Run struct {
 	RunPath []string `json:"run_path"`
 	Trace   bool     `json:"trace"`
 	Limits  Limits   `json:"limits"`
+	// Stdin is what the sample can read, at most [MaxStdin] bytes; then, or
+	// without it, standard input is at its end.
+	Stdin []byte `json:"stdin,omitempty"`
 }
+
+// MaxStdin is what a pipe takes without anybody who reads it, and what fits
+// into the request.
+const MaxStdin = 32 << 10
 
 // Limits bound what a sample may make the sandbox keep.
 type Limits struct {

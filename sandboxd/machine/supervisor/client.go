@@ -256,7 +256,7 @@ func (m *Machine) Exec(ctx context.Context, e machine.Exec) (schemas.Exec, error
 
 // Collect implements [machine.Machine].
 func (m *Machine) Collect(ctx context.Context, q machine.Collect) (machine.Collected, error) {
-	files := guest.NewFilesSink(m.observer)
+	files := guest.NewFilesSink(m.observer, q)
 	if err := m.conn.Receive(streamFiles, files); err != nil {
 		return machine.Collected{}, err
 	}

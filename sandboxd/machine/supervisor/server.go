@@ -384,6 +384,9 @@ func (o *observer) beginFiles() error {
 func (o *observer) endFiles(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if ferr := o.fw.Flush(); err == nil {
+		err = ferr
+	}
 	var st wire.Status
 	if err != nil {
 		st.Error = err.Error()
