@@ -32,7 +32,8 @@ func doctorCommand(g *global) *cobra.Command {
 		Short: "Check what this machine has and lacks for Petri",
 		Long: `Check what this machine has and lacks for Petri. Whether guests run on KVM is
 found out by booting one; that is done once per boot of this machine.`,
-		Args: args(cobra.NoArgs),
+		Example: `  petri doctor`,
+		Args:    args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()

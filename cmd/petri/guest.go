@@ -5,6 +5,8 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +18,12 @@ func guestCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "guest",
 		Short: "Build and list the guests' images",
+		RunE: func(c *cobra.Command, a []string) error {
+			if len(a) > 0 {
+				return usagef("unknown command %q for %q (see: %s --help)", a[0], c.CommandPath(), c.CommandPath())
+			}
+			return c.Help()
+		},
 	}
 	c.AddCommand(guestBuildCommand(g), guestListCommand(g))
 	return c
@@ -38,6 +46,9 @@ Petri's own; nothing is installed. The same packages give the same bytes.`,
 			cfg, err := g.config()
 			if err != nil {
 				return err
+			}
+			if !slices.Contains(image.Arches(), a[0]) {
+				return usagef("no guest for architecture %q (there are: %s)", a[0], strings.Join(image.Arches(), ", "))
 			}
 			b := cfg.Images(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
 			if force {
@@ -63,9 +74,10 @@ Petri's own; nothing is installed. The same packages give the same bytes.`,
 
 func guestListCommand(g *global) *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List the images that are built",
-		Args:  args(cobra.NoArgs),
+		Use:     "list",
+		Short:   "List the images that are built",
+		Example: `  petri guest list`,
+		Args:    args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			cfg, err := g.config()
 			if err != nil {

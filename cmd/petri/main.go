@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -69,6 +70,10 @@ func run() int {
 		}
 		return exit.code
 	}
+	if strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
+		fmt.Fprintf(os.Stderr, "petri: %s (see: petri --help)\n", strings.TrimSpace(err.Error()))
+		return codeUsage
+	}
 	fmt.Fprintln(os.Stderr, "petri:", err)
 	if errors.Is(err, context.Canceled) {
 		return codeInterrupted
@@ -85,7 +90,10 @@ func command() *cobra.Command {
 		Long: `Petri runs a program in a virtual machine, records every step, system call,
 file and frame in a log, lets analyzers read it, and folds a report out of it.
 
-Start with:  petri run FILE`,
+Start with:  petri run FILE
+
+Exit codes: 0 done, 1 error, 2 usage or bad input, 3 --fail-on was met, 4 the
+sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 		Version:       app.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -107,7 +115,7 @@ Start with:  petri run FILE`,
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {
-			return usagef("%w (see: %s --help)", err, c.CommandPath())
+			return usagef("%w (usage: %s; more: %s --help)", err, c.UseLine(), c.CommandPath())
 		}
 		return nil
 	}

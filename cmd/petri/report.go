@@ -63,7 +63,7 @@ func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return "", usage(schemas.CheckID(s))
+		return "", usagef("no analysis' id is %s or begins so (petri list shows those there are)", term.Clip(s, 40))
 	}
 	return "", usagef("%s begins %d analyses' ids: write more of it", s, len(found))
 }
@@ -121,6 +121,8 @@ func eventsCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "events ID",
 		Short: "Print an analysis' events in the log's order",
+		Example: `  petri events 01K9ZJ
+  petri events --json 01K9ZJ | jq -r .type`,
 		Long: `Print an analysis' events in the log's order: a line each, or with --json the
 CloudEvents themselves, one a line.`,
 		Args: args(cobra.ExactArgs(1)),
@@ -192,6 +194,8 @@ func watchCommand(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch ID",
 		Short: "Show what happens in an analysis, as it happens, until it ends",
+		Example: `  petri watch 01K9ZJ
+  petri watch --json 01K9ZJ | jq -r .type`,
 		Long: `Show what happens in an analysis, as it happens, until it ends: the log from its
 beginning, and the sample's behaviour from now on. With --json one CloudEvent a
 line.`,
@@ -216,9 +220,10 @@ line.`,
 
 func artifactsCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "artifacts ID",
-		Short: "List an analysis' artifacts",
-		Args:  args(cobra.ExactArgs(1)),
+		Use:     "artifacts ID",
+		Short:   "List an analysis' artifacts",
+		Example: `  petri artifacts 01K9ZJ | grep dropped`,
+		Args:    args(cobra.ExactArgs(1)),
 	}
 	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
 		r, _, err := app.Fold(ctx, b, tenant, id)
@@ -268,7 +273,11 @@ kept in segments: get puts them together, unless --raw asks for the manifest.`,
 			} else if _, tty := terminal(os.Stdout); tty {
 				return usagef("an artifact can hold anything, and a terminal obeys it: write it to a file (-o FILE) or a pipe")
 			}
-			if err := copyArtifact(ctx, b, d, w, raw); err != nil {
+			err = copyArtifact(ctx, b, d, w, raw)
+			if errors.Is(err, bus.ErrNotFound) {
+				return fmt.Errorf("%w (petri artifacts ID lists an analysis' artifacts)", err)
+			}
+			if err != nil {
 				return interrupted(ctx, err)
 			}
 			return nil

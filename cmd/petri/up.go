@@ -87,9 +87,10 @@ func submitCommand(g *global) *cobra.Command {
 
 func cancelCommand(g *global) *cobra.Command {
 	return &cobra.Command{
-		Use:   "cancel ID",
-		Short: "End an analysis that runs or waits",
-		Args:  args(cobra.ExactArgs(1)),
+		Use:     "cancel ID",
+		Short:   "End an analysis that runs or waits",
+		Example: `  petri cancel 01K9ZJ`,
+		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
@@ -112,7 +113,9 @@ func listCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the analyses, the newest first",
-		Args:  args(cobra.NoArgs),
+		Example: `  petri list --limit 5
+  petri list --json | jq -r '.[].analysis'`,
+		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()

@@ -30,7 +30,11 @@ func (f *Fold) coverage(r *schemas.Report, behavior []string) {
 		case schemas.StatusPartial:
 			gap("%s is not whole: %s", s.Source, s.Reason)
 		case schemas.StatusMissing:
-			gap("%s is missing: %s", s.Source, s.Reason)
+			reason := s.Reason
+			if t := r.Machine.Tracer; s.Source == schemas.SourceTrace && t != nil && t.Error != "" {
+				reason += ": " + t.Error
+			}
+			gap("%s is missing: %s", s.Source, reason)
 		}
 	}
 	for _, h := range c.Hooks {
