@@ -3,6 +3,7 @@
 package behavior
 
 import (
+	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -82,17 +83,28 @@ func (p *process) program(raw string) name {
 // the current directory if dir is negative.
 func (c *call) pathAt(dir, i int) name {
 	raw, ok := c.r.Text(uint8(i))
-	switch {
-	case c.u64(i) == 0 && !ok:
-		return name{path: "<null>", raw: "<null>"}
-	case !ok:
-		return name{path: "<unreadable>", raw: "<unreadable>"}
+	if !ok {
+		return c.noName(i)
 	}
 	fd := atFDCWD
 	if dir >= 0 {
 		fd = c.int(dir)
 	}
 	return c.p.resolve(fd, raw)
+}
+
+// noName says why argument i, which should be a name, is none.
+func (c *call) noName(i int) name {
+	s := "<unreadable>"
+	switch {
+	case c.u64(i) == 0:
+		s = "<null>"
+	case c.r.Flags&trace.NoEntry != 0:
+		s = "<not captured>" // the call was not let in
+	case c.r.Attached(uint8(i), trace.String) == nil:
+		s = fmt.Sprintf("<%#x>", c.u64(i)) // there was nothing
+	}
+	return name{path: s, raw: s}
 }
 
 // pathOf is the name of what a descriptor stands for.

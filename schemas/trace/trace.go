@@ -163,7 +163,9 @@ const NoArg = 0xff
 type AttachFlags uint16
 
 const (
-	// Unreadable: the memory could not be read; there are no bytes.
+	// Unreadable: the memory could not be read; there are no bytes. Where the
+	// kernel could not read it either there is no attachment: the argument's
+	// value is all that there was.
 	Unreadable AttachFlags = 1 << iota
 	// AtExit: what should have been read when the call began could be read only
 	// when it returned, so that it may have been changed in between.

@@ -26,7 +26,8 @@ const (
 	taskRecord = 48
 	taskTID    = taskRecord + 8
 
-	inCall = 1 // begun, and no record has said so
+	inCall = 1      // begun, and no record has said so
+	wild   = 1 << 8 // in taskRetry, shifted by the argument: nothing was mapped there
 )
 
 // slots is where the BPF programs keep the state of most tasks.
@@ -116,7 +117,7 @@ func openCall(task []byte) (trace.Record, bool) {
 	r.Flags = trace.Flags(u32(taskFlags)) | trace.Unfinished
 	r.End, r.Result = 0, 0
 	for i := range r.Args {
-		if u32(taskRetry)>>i&1 != 0 {
+		if retry := u32(taskRetry) >> i; retry&1 != 0 && retry&wild == 0 {
 			r.Attachments = append(r.Attachments, trace.Attachment{Arg: uint8(i), Kind: trace.String, Flags: trace.Unreadable})
 		}
 	}

@@ -269,20 +269,68 @@ func TestFacts(t *testing.T) {
 			},
 		},
 		{
-			name: "untouched", unreadable: 1, family: []string{"1 of 0, untouched, 0"},
+			name: "untouched", family: []string{"1 of 0, untouched, 0"},
 			events: []string{
 				exec + `untouched ["/usr/bin/untouched"]`,
 				`1 file.create /tmp/names O_RDWR|O_CREAT|O_TRUNC 0600`,
 				`1 file.write /tmp/names "/tmp/untouched\x00"`,
 				`1 file.write /tmp/names "fresh bytes"`,
 				`1 file.open /tmp/untouched O_RDONLY = ENOENT`,
-				`1 file.open <unreadable> O_RDONLY = EFAULT`,
+				`1 file.open <0x10> O_RDONLY = EFAULT`,
 				`1 file.write fd:1 "fresh bytes"`,
 				`1 process.exit 0`,
 			},
 			check: func(t *testing.T, f *facts) {
 				f.line(t, `openat(AT_FDCWD, "/tmp/untouched"~, O_RDONLY) = -1 ENOENT (no such file or directory)`)
 				f.line(t, `write(1, "fresh bytes"~, 11) = 11`)
+			},
+		},
+		{
+			// The kernel has read what these pointed to, so that the trace lacks it.
+			name: "hidden", unreadable: 2, family: []string{"1 of 0, hidden, 0"},
+			check: func(t *testing.T, f *facts) {
+				var got []string
+				for _, e := range f.events {
+					if strings.Contains(e, "unreadable") || strings.Contains(e, "/tmp/null") || strings.Contains(e, "/tmp/short") {
+						got = append(got, e)
+					}
+				}
+				if diff := cmp.Diff([]string{
+					`1 file.open <unreadable> O_RDONLY`,
+					`1 file.create /tmp/short O_WRONLY|O_CREAT 0600`,
+					`1 file.write /tmp/short "ending"`,
+					`1 file.open /tmp/null O_RDONLY = ENOENT`,
+				}, got); diff != "" {
+					t.Error(diff)
+				}
+				calls := f.syscalls("readlink")
+				if a := calls[len(calls)-1].Attached(0, trace.String); a == nil || a.Flags&trace.Unreadable == 0 {
+					t.Errorf("the name that was taken away: %+v", a)
+				}
+				if diff := cmp.Diff([]string{"2 arguments could not be read in the guest"}, f.result.Gaps); diff != "" {
+					t.Error(diff)
+				}
+			},
+		},
+		{
+			// There was nothing to read for the kernel either.
+			name: "wild", family: []string{"1 of 0, wild, 0"},
+			check: func(t *testing.T, f *facts) {
+				if n := len(f.events); f.events[n-2] != "1 file.open /tmp/honest O_RDONLY = ENOENT" {
+					t.Errorf("%q", f.events[n-2])
+				}
+				f.line(t, "openat(AT_FDCWD, 0x10, O_RDONLY) = -1 EFAULT (bad address)")
+				f.line(t, "openat(AT_FDCWD, 0xffffffff81000000, O_RDONLY) = -1 EFAULT (bad address)")
+				f.line(t, "openat(AT_FDCWD, NULL, O_RDONLY) = -1 EFAULT (bad address)")
+				f.line(t, "unlinkat(AT_FDCWD, 0x123456789000, 0x55) = -1 EINVAL (invalid argument)")
+				f.line(t, "write(-1, 0x123456789000, 10) = -1 EBADF (bad file descriptor)")
+				for _, r := range f.records {
+					for _, a := range r.Attachments {
+						if a.Flags&trace.Unreadable != 0 && r.Finished() {
+							t.Errorf("shown as unreadable: %s", behavior.Format(&r))
+						}
+					}
+				}
 			},
 		},
 		{
@@ -387,7 +435,7 @@ func TestFacts(t *testing.T) {
 			name: "seccomp", family: []string{"1 of 0, seccomp, 0"},
 			events: []string{
 				exec + `seccomp ["/usr/bin/seccomp"]`,
-				`1 file.mkdir <unreadable> 0700 = EPERM`,
+				`1 file.mkdir <not captured> 0700 = EPERM`,
 				`1 process.exit 0`,
 			},
 			check: func(t *testing.T, f *facts) {

@@ -172,7 +172,7 @@ type CPUStats struct {
 	CPU        int
 	Produced   uint64 // records, with those lost
 	Lost       uint64 // records that found no room in the ring
-	Unreadable uint64 // attachments that could not be read
+	Unreadable uint64 // attachments that the kernel may have read, and we not
 	Untracked  uint64 // tasks that could not be recorded for lack of memory
 }
 

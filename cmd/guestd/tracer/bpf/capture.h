@@ -95,7 +95,11 @@ inline_ u32 kind_of(u32 capture)
 	return ATT_BYTES;
 }
 
-/* capture_one reads what argument i points to, which the kernel reads too. */
+/*
+ * capture_one reads what argument i points to, which the kernel reads too. A
+ * program of root's may have memory at 0, so that NULL is a pointer, too, where
+ * the kernel does not take it for none.
+ */
 __noinline int capture_one(struct task *t, u32 i, u32 flags)
 {
 	GUARD(t);
@@ -108,7 +112,7 @@ __noinline int capture_one(struct task *t, u32 i, u32 flags)
 	kind = s->kind[i];
 	param = s->param[i];
 	ptr = args(t)[i];
-	if (!ptr)
+	if (!ptr && kind != CAPTURE_STRING && kind != CAPTURE_SOCKADDR && kind != CAPTURE_IN)
 		return 0;
 	if (kind == CAPTURE_STRING || (kind == CAPTURE_PRCTL && (u32)args(t)[0] == PR_SET_NAME))
 		return put_string(t, ptr, META(i, ATT_STRING), flags);
@@ -130,6 +134,21 @@ __noinline int capture_one(struct task *t, u32 i, u32 flags)
 	return 0;
 }
 
+static long found(void *task, void *vma, void *ctx) { return 0; }
+
+/* later is for what could not be read when the call began. */
+__noinline int later(struct task *t, u32 i)
+{
+	GUARD(t);
+	if (i >= 6)
+		return 0;
+	t->retry |= 1 << i;
+	/* Only that there is nothing is certain: the lock may be taken. */
+	if (bpf_find_vma(bpf_get_current_task_btf(), args(t)[i], found, 0, 0) == -ENOENT)
+		t->retry |= WILD(i);
+	return 0;
+}
+
 /* capture_in reads at the beginning of a call; what fails is tried again. */
 __noinline int capture_in(struct task *t, u32 which)
 {
@@ -138,7 +157,7 @@ __noinline int capture_in(struct task *t, u32 which)
 	GUARD(t);
 	for (i = 0; i < 6; i++)
 		if (which >> i & 1 && capture_one(t, i, 0) < 0)
-			t->retry |= 1 << i;
+			later(t, i);
 	return 0;
 }
 
@@ -161,7 +180,7 @@ __noinline int mark_pending(struct task *t)
 
 	if (t->retry)
 		for (i = 0; i < 6; i++)
-			if (t->retry >> i & 1)
+			if (t->retry >> i & 1 && !(t->retry & WILD(i)))
 				unreadable(t, i);
 	return 0;
 }
@@ -187,6 +206,8 @@ __noinline int capture_result(struct task *t, u32 i)
 			n = arg_of(t, param);
 		return put_some(t, ptr, n, BUFFER, META(i, ATT_BYTES), 0);
 	case CAPTURE_OUT_STRUCT:
+		if (param == 4 && !n)
+			return 0; /* wait: nobody */
 		return put_some(t, ptr, param, BUFFER, META(i, ATT_STRUCT), 0);
 	case CAPTURE_OUT_SOCKADDR:
 		if (bpf_probe_read_user(&length, sizeof(length), (void *)arg_of(t, param)))
@@ -202,12 +223,63 @@ __noinline int capture_result(struct task *t, u32 i)
 	return 0;
 }
 
-/* finish_one reads argument i at the end of a call: again, or for the first
- * time. */
-__noinline int finish_one(struct task *t, u32 i, u32 again, u32 result)
+/*
+ * garbage says that the kernel cannot have read what argument i points to
+ * either, so that the trace lacks nothing: the pointer is all that there is.
+ *
+ * Two things are proof of it, if the call has failed: that nothing was mapped
+ * there when it began; and EFAULT, but not if another thread may have taken the
+ * memory away after the kernel has read it (the fault may be another pointer's).
+ */
+inline_ int garbage(struct task *t, u32 retry, u32 i)
+{
+	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
+	u32 kind = s->kind[i];
+
+	if (!args(t)[i])
+		return 1;
+	if (t->rec.result >= 0)
+		return 0;
+	/* No descriptor, no look at the vectors that should go there. */
+	if ((t->rec.result == -EBADF || t->rec.result == -ENOTSOCK) && kind >= CAPTURE_IOV && kind <= CAPTURE_MMSG)
+		return 1;
+	return retry & WILD(i) || (t->rec.result == -EFAULT && !(t->flags & SHARED));
+}
+
+/* part_of reads a buffer as far as its page goes: the kernel takes what it gets. */
+__noinline int part_of(struct task *t, u32 i)
 {
 	GUARD(t);
-	if ((again && capture_one(t, i, ATT_F_AT_EXIT) < 0) || (result && capture_result(t, i) < 0)) {
+	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
+	u64 ptr, left;
+
+	if (i >= 6 || s->kind[i] != CAPTURE_IN)
+		return -EFAULT;
+	ptr = args(t)[i];
+	left = PAGE - (ptr & (PAGE - 1));
+	if (left >= arg_of(t, s->param[i]))
+		return -EFAULT;
+	return put_some(t, ptr, left, BUFFER, META(i, ATT_BYTES), ATT_F_AT_EXIT | ATT_F_TRUNCATED);
+}
+
+/* again_one tries once more to read what could not be read at the beginning.
+ * Only so many functions may call each other: it is none of its own. */
+inline_ int again_one(struct task *t, u32 i, u32 retry)
+{
+	GUARD(t);
+	if (i >= 6 || capture_one(t, i, ATT_F_AT_EXIT) >= 0 || garbage(t, retry, i))
+		return 0;
+	return part_of(t, i);
+}
+
+/* finish_one reads argument i at the end of a call: again, or for the first
+ * time. */
+__noinline int finish_one(struct task *t, u32 i, u32 retry, u32 which)
+{
+	GUARD(t);
+	if (i >= 6)
+		return 0;
+	if ((retry >> i & 1 && again_one(t, i, retry) < 0) || (which >> i & 1 && capture_result(t, i) < 0)) {
 		unreadable(t, i);
 		stats()->unreadable++;
 	}
@@ -228,6 +300,6 @@ __noinline int capture_out(struct task *t, u32 which)
 		retry = 0; /* the memory is another program's; the exec record has it all */
 	for (i = 0; i < 6; i++)
 		if ((retry | which) >> i & 1)
-			finish_one(t, i, retry >> i & 1, which >> i & 1);
+			finish_one(t, i, retry, which);
 	return 0;
 }

@@ -50,5 +50,6 @@ static long (*bpf_ringbuf_output)(void *map, void *data, u64 size, u64 flags) = 
 /* The results of these two may be read like memory of ours. */
 static void *(*bpf_get_current_task_btf)(void) = (void *)158;
 static void *(*bpf_task_pt_regs)(void *task) = (void *)175;
+static long (*bpf_find_vma)(void *task, u64 addr, void *found, void *ctx, u64 flags) = (void *)180;
 
 #endif

@@ -147,7 +147,11 @@ __noinline int forked(struct task *t, u64 parent, u64 child)
 	u64 share = 0;
 
 	GUARD(t);
-	c = track(tid, child, t->level, t->flags);
+	if (rd64(parent + cfg.task_mm) == rd64(child + cfg.task_mm)) {
+		share |= SHARE_VM;
+		t->flags |= SHARED;
+	}
+	c = track(tid, child, t->level, share ? t->flags : t->flags & ~SHARED);
 	e = event(t, REC_FORK, 6);
 	if (!e)
 		return 0;
@@ -160,8 +164,6 @@ __noinline int forked(struct task *t, u64 parent, u64 child)
 	}
 	if (tgid == t->tgid)
 		share |= SHARE_THREAD;
-	if (rd64(parent + cfg.task_mm) == rd64(child + cfg.task_mm))
-		share |= SHARE_VM;
 	if (rd64(parent + cfg.task_files) == rd64(child + cfg.task_files))
 		share |= SHARE_FILES;
 	if (rd64(parent + cfg.task_fs) == rd64(child + cfg.task_fs))
@@ -277,6 +279,7 @@ __noinline int executed(struct task *t, u64 task, u64 bprm, u32 old)
 	e = event(t, REC_EXEC, 6);
 	if (!e)
 		return 0;
+	t->flags &= ~SHARED;
 	args(e)[0] = old;
 	args(e)[3] = rd32(bprm + cfg.bprm_argc);
 	args(e)[4] = rd32(bprm + cfg.bprm_envc);

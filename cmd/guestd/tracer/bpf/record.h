@@ -127,13 +127,16 @@ struct control {
  */
 #define AREA 7936
 
+#define WILD(i) (0x100u << (i))
+#define SHARED 0x100 /* others have the same memory, or had it once */
+
 struct task {
 	u32 length; /* of what data holds */
 	u32 in_call; /* 0 no, 1 yes, 2 yes and emitted */
-	u32 retry; /* bits of arguments to read again */
+	u32 retry; /* bits of arguments to read again; WILD: nothing was mapped there */
 	u32 skip; /* the end of a call that began untracked comes next */
 	u32 level; /* of the sample's pid namespace */
-	u32 flags; /* for every record */
+	u32 flags; /* for every record; and SHARED */
 	u32 spec; /* index into specs of the call */
 	u32 tgid, ns_tid, ns_tgid;
 	u64 start; /* of the process */

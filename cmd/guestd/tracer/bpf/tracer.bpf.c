@@ -19,7 +19,11 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#define ENOENT 2
+#define EBADF 9
 #define EFAULT 14
+#define ENOTSOCK 88
+#define PAGE 4096 /* or a part of one */
 #define MAX_SPECS 2048
 #define PF_KTHREAD 0x00200000
 #define SIGNAL_GROUP_EXIT 4
