@@ -6,45 +6,68 @@ package tracer_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
 
-// TestCost measures what tracing costs in the guest: the benchmark program with
-// nothing attached, with the tracer attached but looking elsewhere, and traced.
-func TestCost(t *testing.T) {
-	m := start(t)
-	t.Logf("boot to the first answer: %v", m.boot.Round(time.Millisecond))
-	bench := func(what string, arm bool) (getppid, open time.Duration) {
-		getppid, open = time.Hour, time.Hour
-		for range 5 {
-			res := m.must(request{Op: "run", Argv: []string{"/usr/bin/bench"}, Arm: arm, Timeout: time.Minute})
-			var a, b int64
-			if _, err := fmt.Sscan(res.Output, &a, &b); err != nil {
-				t.Fatalf("%q: %v", res.Output, err)
-			}
-			getppid, open = min(getppid, time.Duration(a)), min(open, time.Duration(b))
-			t.Logf("%-9s getppid %v, open and close %v, run %v, drain %v, trace %d KiB, stats %+v, clock %s", what,
-				time.Duration(a), time.Duration(b), res.Took, res.Drain, len(res.Trace)>>10, res.Stats, res.Clock)
-			for _, s := range res.Stats {
-				if s.Lost > 0 || s.Untracked > 0 {
-					t.Errorf("lost: %+v", s)
-				}
-			}
+// rounds is how many measurements a median is made of.
+const rounds = 7
+
+// BenchmarkTracing measures what tracing costs: 100,000 getppid and 20,000 open
+// and close in one guest, without the tracer, with the tracer attached but
+// looking elsewhere, and traced. The three take turns, so that what else the
+// host does falls on all of them. Figures are medians; the program's own clock
+// counts, so that what guestd does meanwhile on the guest's only CPU is part of
+// it.
+func BenchmarkTracing(b *testing.B) {
+	m := start(b)
+	times := map[string][]float64{} // ns
+	add := func(key string, ns int64) { times[key] = append(times[key], float64(ns)) }
+	var lost, records uint64
+	once := func(how string, arm bool) {
+		res := m.must(request{Op: "run", Argv: []string{"/usr/bin/bench"}, Arm: arm, Timeout: time.Minute})
+		var getppid, open int64
+		if _, err := fmt.Sscan(res.Output, &getppid, &open); err != nil {
+			b.Fatalf("%q: %v", res.Output, err)
 		}
-		return getppid, open
+		add(how+" getppid", getppid)
+		add(how+" open", open)
+		add(how, getppid+open)
+		add(how+" run", int64(res.Took))
+		for _, s := range res.Stats {
+			lost += s.Lost + s.Untracked
+			records = max(records, s.Produced)
+		}
 	}
-	p0, o0 := bench("untraced", false)
-	for range 3 {
-		load := m.must(request{Op: "load"})
-		t.Logf("load and attach: %v", load.Took)
-		unload := m.must(request{Op: "unload"})
-		t.Logf("unload: %v", unload.Took)
+	for b.Loop() {
+		for range rounds {
+			once("untraced", false)
+			add("load", int64(m.must(request{Op: "load"}).Took))
+			once("attached", false)
+			once("traced", true)
+			m.must(request{Op: "unload"})
+		}
 	}
-	m.must(request{Op: "load"})
-	p1, o1 := bench("attached", false)
-	p2, o2 := bench("traced", true)
-	ratio := func(a, b time.Duration) float64 { return float64(a) / float64(b) }
-	t.Logf("attached/untraced: getppid %.2f, open and close %.2f, sum %.2f", ratio(p1, p0), ratio(o1, o0), ratio(p1+o1, p0+o0))
-	t.Logf("traced/untraced: getppid %.2f, open and close %.2f, sum %.2f", ratio(p2, p0), ratio(o2, o0), ratio(p2+o2, p0+o0))
+	median := func(key string) float64 {
+		slices.Sort(times[key])
+		return times[key][len(times[key])/2]
+	}
+	for _, what := range []string{"", " getppid", " open", " run"} {
+		reference := median("untraced" + what)
+		name := "all"
+		if what != "" {
+			name = what[1:]
+		}
+		b.ReportMetric(reference/1e6, "untraced-"+name+"-ms")
+		b.ReportMetric(median("attached"+what)/reference, "attached-"+name+"-x")
+		b.ReportMetric(median("traced"+what)/reference, "traced-"+name+"-x")
+	}
+	b.ReportMetric(median("load")/1e6, "load-ms")
+	b.ReportMetric(float64(records), "records")
+	b.ReportMetric(float64(lost), "lost")
+	b.ReportMetric(0, "ns/op")
+	if lost > 0 || records < 140_000 {
+		b.Errorf("%d records, %d lost", records, lost)
+	}
 }
