@@ -6,7 +6,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -98,7 +97,7 @@ func (c *collector) walk(dir *os.File, at string, depth int) error {
 }
 
 func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, depth int) error {
-	if _, err := os.Lstat(romDir + p); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(romDir + p); err != nil { // or its path is too long for any path in there
 		if err := c.list(c.meta(p, st)); err != nil {
 			return err
 		}

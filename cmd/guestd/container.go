@@ -159,6 +159,40 @@ func (c *container) gone() bool {
 	}
 }
 
+// dying reports whether the container's init has ended, is ending, or has been
+// sent what ends it (proc(5), /proc/PID/stat).
+func (c *container) dying() bool {
+	if c.gone() {
+		return true
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.init))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	f := strings.Fields(rest) // from the third field, the state, on
+	if len(f) < 29 {
+		return false
+	}
+	const exiting, signaled = 0x4, 0x400 // PF_EXITING, PF_SIGNALED of linux/sched.h
+	flags, _ := strconv.ParseUint(f[6], 10, 64)
+	if f[0] == "Z" || f[0] == "X" || flags&(exiting|signaled) != 0 {
+		return true
+	}
+	b, err = os.ReadFile(fmt.Sprintf("/proc/%d/status", c.init))
+	if err != nil {
+		return true
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if k, v, _ := strings.Cut(line, ":"); k == "SigPnd" || k == "ShdPnd" {
+			if pending, _ := strconv.ParseUint(strings.TrimSpace(v), 16, 64); pending&(1<<(unix.SIGKILL-1)) != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // members counts the sample's processes.
 func (c *container) members() int {
 	b, err := os.ReadFile(filepath.Join(cgroupDir, cgroupName, "cgroup.procs"))

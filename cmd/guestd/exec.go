@@ -7,6 +7,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -72,7 +74,23 @@ func (a *agent) exec(ctx context.Context, e machine.Exec) (any, error) {
 	if st.Signaled() {
 		res.Signal = unix.SignalName(st.Signal())
 	}
-	return res, nil
+	return res, fit(&res)
+}
+
+// fit cuts output until it fits into an answer: as JSON, a byte that is no
+// text takes six.
+func fit(res *schemas.Exec) error {
+	for {
+		b, err := json.Marshal(res)
+		if err != nil || len(b) <= wire.MaxPayload*3/4 || len(res.Stdout)+len(res.Stderr) == 0 {
+			return err
+		}
+		for _, s := range []*string{&res.Stdout, &res.Stderr} {
+			keep := len(strings.ToValidUTF8((*s)[:len(*s)/2], ""))
+			res.Cut += int64(len(*s) - keep)
+			*s = (*s)[:keep]
+		}
+	}
 }
 
 func (a *agent) forkExec(argv []string, out []*os.File) (int, error) {

@@ -51,6 +51,9 @@ func (a *agent) take(id machine.Identity) error {
 	if err != nil {
 		return err
 	}
+	if err := a.box.age(id.Uptime.D()); err != nil {
+		return fmt.Errorf("date the mounts: %w", err)
+	}
 	if err := a.countPIDsFrom(id.FirstPID); err != nil {
 		return fmt.Errorf("set the first process number: %w", err)
 	}
@@ -107,8 +110,36 @@ func (c *container) shiftUptime(d time.Duration) error {
 		return err
 	}
 	// From outside: the container's /proc does not show the agent's thread.
-	text := fmt.Sprintf("monotonic %d 0\nboottime %d 0\n", int64(d/time.Second), int64(d/time.Second))
+	var text string
+	for _, clock := range []struct {
+		name string
+		id   int32
+	}{{"monotonic", unix.CLOCK_MONOTONIC}, {"boottime", unix.CLOCK_BOOTTIME}} {
+		var now unix.Timespec
+		if err := unix.ClockGettime(clock.id, &now); err != nil {
+			return err
+		}
+		offset := unix.NsecToTimespec(int64(d))
+		// How long the template had been up must not show.
+		text += fmt.Sprintf("%s %d 0\n", clock.name, int64(offset.Sec)-int64(now.Sec))
+	}
 	return os.WriteFile(fmt.Sprintf("/proc/%d/timens_offsets", c.tid), []byte(text), 0)
+}
+
+// age dates what the kernel dated when the template was made, and by which all
+// machines of a template could be told to be one. A process' directory takes
+// no other time than the kernel's: /proc/1 keeps the template's.
+func (c *container) age(uptime time.Duration) error {
+	boot := time.Now().Add(-uptime).Truncate(time.Second)
+	times := []unix.Timeval{unix.NsecToTimeval(boot.UnixNano()), unix.NsecToTimeval(boot.UnixNano())}
+	return c.do(func() error {
+		for _, p := range []string{"/", "/proc", "/proc/self", "/proc/thread-self", "/sys", "/dev/pts", "/dev/pts/ptmx"} {
+			if err := unix.Lutimes(p, times); err != nil {
+				return fmt.Errorf("%s: %w", p, err)
+			}
+		}
+		return nil
+	})
 }
 
 // countPIDsFrom sets the next process number of the container. Only a process

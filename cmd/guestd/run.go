@@ -332,8 +332,8 @@ func (a *agent) watch(pid int, begin time.Time, out *console) {
 	}
 	e := schemas.SampleExited{Reason: "exited", Ran: schemas.Duration(time.Since(begin).Round(time.Millisecond))}
 	switch {
-	case st.Signaled() && a.rebooted(st):
-		e.Reason, e.Signal = "reboot", unix.SignalName(st.Signal())
+	case a.rebooted(st):
+		e.Reason = "reboot"
 	case st.Signaled():
 		e.Reason, e.Signal = "killed", unix.SignalName(st.Signal())
 	default:
@@ -347,17 +347,20 @@ func (a *agent) watch(pid int, begin time.Time, out *console) {
 	_ = a.conn.Notify(guest.EventTree, machine.TreeExited{})
 }
 
-// rebooted tells a reboot that the sample asked for from any other kill: in a
-// process namespace, reboot(2) kills the namespace's init, and the kernel kills
-// the others with it (kernel/pid_namespace.c, reboot_pid_ns).
+// rebooted tells a reboot that the sample asked for from any other end: in a
+// process namespace, reboot(2) kills the namespace's init, which takes the
+// others with it, and ends its caller with exit code 0 (kernel/pid_namespace.c,
+// reboot_pid_ns).
 func (a *agent) rebooted(st syscall.WaitStatus) bool {
-	if st.Signal() != unix.SIGKILL {
+	caller := st.Exited() && st.ExitStatus() == 0
+	victim := st.Signaled() && st.Signal() == unix.SIGKILL
+	if !caller && !victim || !a.box.dying() {
 		return false
 	}
 	select {
 	case <-a.box.dead:
 		return a.box.status.Signaled()
-	case <-time.After(50 * time.Millisecond): // the init goes after those that it kills
+	case <-time.After(time.Second): // the init goes after those that it kills
 		return false
 	}
 }

@@ -51,7 +51,7 @@ func checkExited(e schemas.SampleExited) (schemas.SampleExited, error) {
 	if !slices.Contains([]string{"exited", "killed", "reboot"}, e.Reason) {
 		return e, fmt.Errorf("reason %q", clip(e.Reason, maxName))
 	}
-	if (e.Reason == "exited") != (e.ExitCode != nil) || (e.Reason == "exited") != (e.Signal == "") {
+	if (e.Reason == "exited") != (e.ExitCode != nil) || (e.Reason == "killed") != (e.Signal != "") {
 		return e, fmt.Errorf("reason %q with exit code %v and signal %q", e.Reason, e.ExitCode != nil, clip(e.Signal, maxName))
 	}
 	if e.ExitCode != nil && (*e.ExitCode < 0 || *e.ExitCode > 255) || e.Left < 0 || e.Ran < 0 {

@@ -41,7 +41,8 @@ type instance struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	session     context.CancelFunc // ends the link of the current client
+	sessionCtx  context.Context    // of the link of the current client
+	session     context.CancelFunc // ends it
 	sessionDone chan struct{}
 
 	dumps     chan dumpResult
@@ -164,7 +165,7 @@ func (in *instance) connect(booting bool) error {
 	}
 	in.client = guest.New(rw, in.observer)
 	ctx, cancel := context.WithCancel(in.ctx)
-	in.session, in.sessionDone = cancel, make(chan struct{})
+	in.sessionCtx, in.session, in.sessionDone = ctx, cancel, make(chan struct{})
 	client, done := in.client, in.sessionDone
 	in.spawn(func() {
 		defer close(done)
@@ -236,9 +237,9 @@ func (in *instance) assign(ctx context.Context, id machine.Identity, hello Hello
 	if err := in.client.Assign(ctx, id, !in.cfg.Untraced && hello.Tracer.Backend != "none"); err != nil {
 		return machine.Boot{}, fmt.Errorf("assign the guest: %w", err)
 	}
-	client := in.client
+	client, session := in.client, in.sessionCtx
 	in.spawn(func() {
-		if _, err := client.Network(in.ctx); err != nil && in.ctx.Err() == nil && !in.stopping.Load() {
+		if _, err := client.Network(session); err != nil && session.Err() == nil && !in.stopping.Load() {
 			in.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("the guest got no address: %v", err)})
 		}
 	})

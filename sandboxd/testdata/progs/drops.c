@@ -25,7 +25,7 @@ int main(void)
 	put("/tmp/twin-a", "the same bytes", 0644);
 	put("/tmp/twin-b", "the same bytes", 0644);
 	put("/etc/profile", "overwritten\n", 0644);
-	unlink("/etc/networks");
+	unlink("/etc/protocols");
 	symlink("/etc/shadow", "/tmp/link");
 	mkdir("/tmp/dir", 0711);
 	put("/tmp/dir/a\nb'\"\xff", "odd name\n", 0600);
