@@ -142,30 +142,11 @@ func (c *container) age(uptime time.Duration) error {
 	})
 }
 
-// countPIDsFrom sets the next process number of the container. Only a process
-// inside may, so busybox does it.
+// countPIDsFrom sets the next process number of the container
+// (ns_last_pid, https://docs.kernel.org/admin-guide/sysctl/kernel.html).
 func (a *agent) countPIDsFrom(pid int) error {
 	if pid <= 0 {
 		return nil
 	}
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	child, err := a.box.spawn(command{
-		path: "/bin/busybox", argv: []string{"sysctl", "-w", "kernel.ns_last_pid=" + strconv.Itoa(pid-1)},
-		dir: "/", files: [3]*os.File{null, null, null},
-	})
-	if err != nil {
-		return err
-	}
-	var st syscall.WaitStatus
-	if err := wait(child, &st); err != nil {
-		return err
-	}
-	if st.ExitStatus() != 0 {
-		return fmt.Errorf("busybox exited with %d", st.ExitStatus())
-	}
-	return nil
+	return a.box.writeFromChild("/proc/sys/kernel/ns_last_pid", strconv.Itoa(pid-1))
 }

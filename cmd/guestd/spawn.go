@@ -111,9 +111,12 @@ func newForker(cmd command) (*forker, error) {
 	return f, nil
 }
 
-// fork is called on the thread inside the container. Signals are blocked so
-// that no handler of the Go runtime runs in the child.
-func (f *forker) fork() (int, error) {
+// fork is called on the thread inside the container.
+func (f *forker) fork() (int, error) { return undisturbed(f.forkAndExec) }
+
+// undisturbed forks with all signals blocked, so that no handler of the Go
+// runtime runs in the child.
+func undisturbed(fork func() (uintptr, syscall.Errno)) (int, error) {
 	var all, old unix.Sigset_t
 	for i := range all.Val {
 		all.Val[i] = ^all.Val[i]
@@ -121,7 +124,7 @@ func (f *forker) fork() (int, error) {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
 		return 0, err
 	}
-	pid, errno := f.forkAndExec()
+	pid, errno := fork()
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
 		return 0, err
 	}
@@ -173,6 +176,58 @@ fail:
 	syscall.RawSyscall(unix.SYS_WRITE, uintptr(f.childFD), uintptr(unsafe.Pointer(&f.empty)), 8)
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
+	}
+}
+
+// writeFromChild writes to a file of the container as a process inside it would:
+// some mean the process namespace of whoever writes.
+func (c *container) writeFromChild(path, text string) error {
+	w := &childWriter{text: []byte(text), clone: cloneArgs{exitSignal: uint64(unix.SIGCHLD)}}
+	var err error
+	if w.path, err = unix.BytePtrFromString(path); err != nil {
+		return err
+	}
+	var pid int
+	if err := c.do(func() error {
+		pid, err = undisturbed(w.forkAndWrite)
+		return err
+	}); err != nil {
+		return fmt.Errorf("fork: %w", err)
+	}
+	var st syscall.WaitStatus
+	if err := wait(pid, &st); err != nil {
+		return err
+	}
+	if n := st.ExitStatus(); n != 0 {
+		return &os.PathError{Op: "write", Path: path, Err: syscall.Errno(n)}
+	}
+	return nil
+}
+
+type childWriter struct {
+	path  *byte
+	text  []byte // not empty
+	clone cloneArgs
+}
+
+// forkAndWrite is as bound as [forker.forkAndExec]. The child's exit status is
+// the errno.
+//
+//go:noinline
+//go:norace
+//go:nosplit
+func (w *childWriter) forkAndWrite() (pid uintptr, errno syscall.Errno) {
+	const atFDCWD = ^uintptr(99) // AT_FDCWD, -100
+	pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&w.clone)), unsafe.Sizeof(w.clone), 0)
+	if errno != 0 || pid != 0 {
+		return pid, errno
+	}
+	fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, atFDCWD, uintptr(unsafe.Pointer(w.path)), unix.O_WRONLY, 0, 0, 0)
+	if errno == 0 {
+		_, _, errno = syscall.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&w.text[0])), uintptr(len(w.text)))
+	}
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0)
 	}
 }
 
