@@ -34,6 +34,7 @@ const (
 	maxPIDs        = 64 // of one file or address
 	maxArgs        = 256
 	maxText        = 64 << 20 // bytes of paths and arguments
+	maxPending     = 8 << 10  // bytes of what a call that has begun points to
 )
 
 // A Tracker follows one trace. It is for one goroutine.
@@ -131,6 +132,9 @@ func (t *Tracker) syscall(r *trace.Record) {
 		t.forget(th)
 		t.count(th, r)
 		th.pending, th.shown = clone(r), false
+		if len(t.waiting) >= maxThreads {
+			t.Settle() // in a trace whose clock stands still
+		}
 		t.waiting = append(t.waiting, th)
 		return
 	}
@@ -175,11 +179,18 @@ func merge(begin, end *trace.Record) *trace.Record {
 	return &whole
 }
 
+// clone copies a record, with no more attached to it than the tracer does.
 func clone(r *trace.Record) *trace.Record {
 	c := *r
 	c.Attachments = append([]trace.Attachment(nil), r.Attachments...)
+	left := maxPending
 	for i := range c.Attachments {
-		c.Attachments[i].Data = append([]byte(nil), c.Attachments[i].Data...)
+		a := &c.Attachments[i]
+		if len(a.Data) > left {
+			a.Data, a.Flags = a.Data[:left], a.Flags|trace.Truncated
+		}
+		left -= len(a.Data)
+		a.Data = append([]byte(nil), a.Data...)
 	}
 	return &c
 }

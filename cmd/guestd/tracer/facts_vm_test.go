@@ -7,8 +7,10 @@ package tracer_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +23,12 @@ import (
 	"github.com/petri-sandbox/petri/schemas/sysno"
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
+
+// record keeps the traces as the test data of package schemas/behavior.
+var record = flag.Bool("record", false, "write the traces to schemas/behavior/testdata")
+
+// recordable are short, and show every kind of thing between them.
+var recordable = []string{"int80", "untouched", "vforkexec", "threadexec", "paths", "connect", "kernel", "hidden", "helper"}
 
 // facts is what the trace of one run says.
 type facts struct {
@@ -634,6 +642,11 @@ func TestFacts(t *testing.T) {
 			f := m.traced(t, request{Argv: []string{"/usr/bin/" + test.name}, PIDNS: !test.global})
 			if f.run.Status != test.status {
 				t.Errorf("wait status %#x, want %#x", f.run.Status, test.status)
+			}
+			if *record && slices.Contains(recordable, test.name) {
+				if err := os.WriteFile("../../../schemas/behavior/testdata/"+test.name+".trace", f.run.Trace, 0o644); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if test.check != nil {
 				test.check(t, f)
