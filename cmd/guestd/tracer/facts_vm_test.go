@@ -241,7 +241,7 @@ func (f *facts) family() (out []string) {
 // TestFacts runs the tester programs and says all that must be seen of each.
 func TestFacts(t *testing.T) {
 	m := start(t)
-	m.must(request{Op: "load"})
+	m.load(request{})
 	const exec = `1 process.exec /usr/bin/`
 	tests := []struct {
 		name       string

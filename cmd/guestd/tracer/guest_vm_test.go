@@ -149,6 +149,19 @@ func (m *machine) must(r request) result {
 	return res
 }
 
+// load loads the tracer, which counts from 0 again.
+func (m *machine) load(r request) {
+	m.t.Helper()
+	r.Op = "load"
+	clear(m.seen)
+	m.must(r)
+}
+
+func (m *machine) unload() {
+	m.t.Helper()
+	m.must(request{Op: "unload"})
+}
+
 // buildGuest makes the image with traceinit as its agent and adds the tester
 // programs and the offsets. It needs no network: the packages must be there.
 func buildGuest(t testing.TB, cache, dir string) (kernel, initrd string) {
