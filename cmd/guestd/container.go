@@ -80,7 +80,9 @@ func newContainer() (*container, error) {
 }
 
 func (c *container) makeCgroup() error {
-	for _, ctl := range []string{"+memory", "+pids"} {
+	// With the cpu controller all of the sample's processes get the share of one
+	// of the agent's: a fork bomb doesn't keep the agent from answering.
+	for _, ctl := range []string{"+memory", "+pids", "+cpu"} {
 		// A kernel without a controller leaves the sample unbounded by it.
 		_ = os.WriteFile(filepath.Join(cgroupDir, "cgroup.subtree_control"), []byte(ctl), 0)
 	}
@@ -230,6 +232,9 @@ func stage() error {
 	}
 	if err := os.Chdir("/"); err != nil {
 		return err
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0); err != nil {
+		return err // else the agent's own would show, and protect the sample
 	}
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {

@@ -26,8 +26,9 @@ const (
 	cgroupDir     = "/cgroup"
 )
 
-// overlayOptions bound what a sample can write: the guest's RAM holds it.
-const overlayOptions = "mode=0755,size=128m,nr_inodes=120000"
+// overlayOptions bound what a sample can write: the guest's RAM holds it, each
+// file in pages of its own.
+const overlayOptions = "mode=0755,size=60%,nr_inodes=250000"
 
 // prepareKernel loads the modules, mounts guestd's own view of the kernel, and
 // moves guestd off the initramfs, which nobody can pivot away from.

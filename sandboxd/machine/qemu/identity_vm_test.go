@@ -134,12 +134,14 @@ func TestUnseen(t *testing.T) {
 		"process": {"1", self},
 		"my environ": {"HOME=/root", "LANG=C.UTF-8", "LOGNAME=root",
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SHELL=/bin/sh", "USER=root"},
-		"/proc/1/comm":    {"init"},
-		"/proc/1/cmdline": {"init       "},
-		"/proc/1/environ": {"HOME=/ TERM=linux PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "},
-		"/proc/1/exe":     {"/usr/bin/busybox"},
-		"/proc/1/cwd":     {"/"},
-		"/proc/1/root":    {"/"},
+		"/proc/1/comm":                     {"init"},
+		"/proc/1/cmdline":                  {"init       "},
+		"/proc/1/environ":                  {"HOME=/ TERM=linux PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "},
+		"/proc/1/exe":                      {"/usr/bin/busybox"},
+		"/proc/1/oom_score_adj":            {"0"},
+		"/proc/" + self + "/oom_score_adj": {"0"},
+		"/proc/1/cwd":                      {"/"},
+		"/proc/1/root":                     {"/"},
 	}
 	for key, lines := range want {
 		if !slices.Equal(facts[key], lines) {
