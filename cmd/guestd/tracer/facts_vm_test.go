@@ -294,6 +294,16 @@ func TestFacts(t *testing.T) {
 			},
 		},
 		{
+			name: "mux", family: []string{"1 of 0, mux, 0"},
+			check: func(t *testing.T, f *facts) {
+				if !slices.Contains(f.events, `1 network.connect i386 AF_INET 203.0.113.8 6668 = ENETUNREACH`) {
+					t.Errorf("%q", f.events)
+				}
+				f.line(t, `i386:connect(4, {AF_INET, 203.0.113.8:6668}~, 16) = -1 ENETUNREACH (network is unreachable)`)
+				f.line(t, `i386:socketcall(3, 0x1000) = -1 EFAULT (bad address)`)
+			},
+		},
+		{
 			// The kernel has read what these pointed to, so that the trace lacks it.
 			name: "hidden", unreadable: 2, family: []string{"1 of 0, hidden, 0"},
 			check: func(t *testing.T, f *facts) {

@@ -128,6 +128,7 @@ struct control {
 #define AREA 7936
 
 #define WILD(i) (0x100u << (i))
+#define AGAIN 0x80000000u /* in retry: the arguments of a sub-call */
 #define SHARED 0x100 /* others have the same memory, or had it once */
 
 struct task {

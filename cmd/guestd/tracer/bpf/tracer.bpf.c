@@ -295,10 +295,32 @@ inline_ volatile const struct spec *begin(struct task *t, u32 nr)
 	t->rec.mux = 0;
 	t->spec = at;
 	s = &specs[at & (MAX_SPECS - 1)];
-	if (s->flags & SPEC_MUX && load_mux(t, abi == cfg.abi_compat))
-		s = &specs[t->spec & (MAX_SPECS - 1)];
+	if (s->flags & SPEC_MUX) {
+		if (load_mux(t, abi == cfg.abi_compat))
+			s = &specs[t->spec & (MAX_SPECS - 1)];
+		else
+			t->retry = AGAIN;
+	}
 	set_args(t, s->args & 7);
 	return s;
+}
+
+/* demux finds out at its end what a sub-call was. */
+__noinline int demux(struct task *t)
+{
+	volatile const struct spec *s;
+
+	GUARD(t);
+	t->retry = 0;
+	if (load_mux(t, t->rec.abi == cfg.abi_compat)) {
+		s = &specs[t->spec & (MAX_SPECS - 1)];
+		set_args(t, s->args & 7);
+		t->retry = s->in;
+	} else if (t->rec.result != -EFAULT || t->flags & SHARED) {
+		put_empty(t, META(1, ATT_BYTES), ATT_F_UNREADABLE);
+		stats()->unreadable++;
+	}
+	return 0;
 }
 
 /* enter is the beginning of a tracked task's call. */
@@ -339,9 +361,9 @@ __noinline int leave(struct task *t, s64 result, u32 nr)
 		if ((s32)nr < 0)
 			return 0; /* an interrupt's or exception's way out */
 		t->rec.begin = bpf_ktime_get_boot_ns();
-		t->retry = 0;
 		begin(t, nr);
 		t->spec = 0; /* what was there when it began is not known */
+		t->retry = 0;
 		flags = REC_F_NO_ENTRY;
 	} else if (in_call == 2) {
 		flags = REC_F_CONTINUED;
@@ -350,6 +372,8 @@ __noinline int leave(struct task *t, s64 result, u32 nr)
 	t->in_call = 0;
 	t->rec.result = result;
 	t->rec.end = bpf_ktime_get_boot_ns();
+	if (t->retry & AGAIN)
+		demux(t);
 	out = specs[t->spec & (MAX_SPECS - 1)].out;
 	if (t->retry | out)
 		capture_out(t, out);
