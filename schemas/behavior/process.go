@@ -187,6 +187,9 @@ func (t *Tracker) exec(r *trace.Record) {
 			t.text += len(arg)
 			p.info.Argv = append(p.info.Argv, Printable(arg))
 		}
+		if a.Flags&(trace.Truncated|trace.Unreadable) != 0 {
+			t.sum.omitted["arguments"]++
+		}
 	}
 	if a := r.Attached(trace.NoArg, trace.Comm); a != nil {
 		th.comm = string(a.Data)

@@ -587,8 +587,9 @@ func TestFacts(t *testing.T) {
 			},
 		},
 		{
-			name:   "longargs",
-			family: []string{"1 of 0, exe, 0", "2 of 1, exe, 0"},
+			// Two names of 4,095 bytes are more than a record holds.
+			name: "longargs", unreadable: 1,
+			family: []string{"1 of 0, exe, 0", "2 of 1, exe, 0", "3 of 1, exe, 0"},
 			check: func(t *testing.T, f *facts) {
 				calls := f.syscalls("openat")
 				if len(calls) != 2 {
@@ -601,10 +602,24 @@ func TestFacts(t *testing.T) {
 				if longest == nil || len(longest.Data) != 4095 || longest.Flags&^trace.Truncated != 0 {
 					t.Errorf("of the name of 4,095 bytes: %+v", longest)
 				}
+				renames := f.syscalls("rename")
+				if len(renames) != 2 {
+					t.Fatalf("%d calls of rename", len(renames))
+				}
+				for i, want := range [][2]int{{2999, 2999}, {4095, 3071}} {
+					from, to := renames[i].Attached(0, trace.String), renames[i].Attached(1, trace.String)
+					if from == nil || to == nil || len(from.Data) != want[0] || len(to.Data) != want[1] || (to.Flags == trace.Truncated) != (i == 1) {
+						t.Errorf("rename %d: %d and %d bytes, want %d", i, len(from.Data), len(to.Data), want)
+					}
+				}
 				child := f.result.Processes[1]
 				if len(child.Argv) < 40 || child.Argv[40] != strings.Repeat("N", 99) {
 					t.Errorf("arguments of the child: %q", child.Argv)
 				}
+				if n := f.result.Omitted["arguments"]; n != 1 {
+					t.Errorf("omitted: %v", f.result.Omitted)
+				}
+				f.result.Omitted = nil
 				if argv := f.result.Processes[0].Argv; len(argv) != 2 || argv[1] != strings.Repeat("x", 3000) {
 					t.Errorf("arguments: %q", argv)
 				}

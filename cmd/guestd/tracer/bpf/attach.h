@@ -7,6 +7,7 @@
 
 #define HEAD 8
 #define LARGE 4096
+#define MEDIUM 3072
 #define SMALL 512
 
 inline_ u32 padded(u32 n) { return (n + 7) & ~7u; }
@@ -49,15 +50,22 @@ inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 	return 0;
 }
 
-/* The helper counts the NUL, but of an empty string it says 0. */
+/*
+ * The helper counts the NUL, but of an empty string it says 0. A name that is
+ * larger than LARGE the kernel does not take either; but what is cut for lack of
+ * room is missing.
+ */
 #define PUT_STRING(READ, MAX)                                               \
 	{                                                                   \
 		s32 n = READ(&t->data[off + HEAD], MAX, (void *)ptr);       \
 		u32 len;                                                    \
 		if (n < 0)                                                  \
 			return n;                                           \
-		if (n == MAX)                                               \
+		if (n == MAX) {                                             \
 			flags |= ATT_F_TRUNCATED;                           \
+			if (MAX < LARGE)                                    \
+				stats()->unreadable++;                      \
+		}                                                           \
 		len = n ? (u32)n - 1 : 0;                                   \
 		if (len >= MAX)                                             \
 			return -EFAULT;                                     \
@@ -74,8 +82,11 @@ __noinline int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
 
 	if (off <= AREA - HEAD - LARGE)
 		PUT_STRING(bpf_probe_read_user_str, LARGE)
+	if (off <= AREA - HEAD - 8 - MEDIUM) /* 8: no power of 2, for the verifier */
+		PUT_STRING(bpf_probe_read_user_str, MEDIUM)
 	if (off <= AREA - HEAD - SMALL)
 		PUT_STRING(bpf_probe_read_user_str, SMALL)
+	stats()->unreadable++;
 	return put_empty(t, meta, flags | ATT_F_TRUNCATED);
 }
 

@@ -125,8 +125,11 @@ __noinline int capture_one(struct task *t, u32 i, u32 flags)
 		return put_some(t, ptr, (u32)arg_of(t, param), SOCKADDR, META(i, ATT_SOCKADDR), flags);
 	case CAPTURE_IOV:
 		return put_iov(t, ptr, (u32)arg_of(t, param), old, META(i, ATT_BYTES) | word_of(t) << 16 | flags << 24);
-	case CAPTURE_MSG:
 	case CAPTURE_MMSG:
+		if ((u32)arg_of(t, i + 1) > 1)
+			flags |= ATT_F_TRUNCATED;
+		return put_msg(t, ptr, i, old, flags);
+	case CAPTURE_MSG:
 		return put_msg(t, ptr, i, old, flags);
 	case CAPTURE_ARGV:
 		return put_argv(t, ptr, META(i, ATT_ARGV), word_of(t), flags);
