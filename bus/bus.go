@@ -108,16 +108,23 @@ func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 // given up.
 func (b *Bus) Close() { b.nc.Close() }
 
-// retry calls f until it succeeds, fails for good, or ctx is done. A try takes
-// 2 s at most, so that a message lost in a leader's change is sent again.
+// patience is how long a server may be in trouble before a call gives up.
+const patience = 90 * time.Second
+
+// retry calls f until it succeeds, fails for good, ctx is done, or patience
+// has run out. A try takes 2 s at most, so that a message lost in a leader's
+// change is sent again.
 func retry(ctx context.Context, f func(ctx context.Context) error) error {
-	wait := 20 * time.Millisecond
+	wait, begin := 20*time.Millisecond, time.Now()
 	for {
 		try, cancel := context.WithTimeout(ctx, 2*time.Second)
 		err := f(try)
 		cancel()
 		if err == nil || !transient(err) {
 			return err
+		}
+		if time.Since(begin) > patience {
+			return fmt.Errorf("the NATS server has not answered for %s: %w", patience, err)
 		}
 		select {
 		case <-ctx.Done():

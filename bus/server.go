@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -41,10 +42,11 @@ type ServerOptions struct {
 // A Server is an embedded nats-server with its data in one directory. Every
 // write is on the disk before it is acknowledged.
 type Server struct {
-	ns   *server.Server
-	lock *os.File
-	dir  string
-	addr Address
+	ns     *server.Server
+	lock   *os.File
+	dir    string
+	addr   Address
+	failed chan error
 }
 
 func addressFile(dir string) string { return filepath.Join(dir, "nats.json") }
@@ -121,7 +123,7 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	}
 	opts := &server.Options{
 		ServerName: "petri", Host: host, Port: port,
-		NoSigs: true, NoLog: o.Log == nil, DisableJetStreamBanner: true,
+		NoSigs: true, DisableJetStreamBanner: true,
 		MaxPayload: MaxPayload + 64<<10, // and headers
 		JetStream:  true, StoreDir: dir, SyncAlways: true,
 		// Each stream has its own bound; a common one would only count what
@@ -134,15 +136,17 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the NATS server: %w", err)
 	}
-	if o.Log != nil {
-		ns.SetLoggerV2(serverLog{o.Log}, false, false, false)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
+	failed := make(chan error, 1)
+	ns.SetLoggerV2(serverLog{o.Log, failed}, false, false, false)
 	ns.Start()
 	if !ns.ReadyForConnections(30 * time.Second) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
 	}
-	s := &Server{ns: ns, dir: dir, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()}}
+	s := &Server{ns: ns, dir: dir, failed: failed, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()}}
 	return s, nil
 }
 
@@ -251,15 +255,33 @@ func (s *Server) stop() {
 	s.ns.WaitForShutdown()
 }
 
+// Failed tells when the server could not write to the disk. It takes no more
+// messages then until it is started anew.
+func (s *Server) Failed() <-chan error { return s.failed }
+
 // serverLog passes nats-server's lines to slog. Its notices are of no interest
 // to the users of an embedded server.
-type serverLog struct{ l *slog.Logger }
+type serverLog struct {
+	l      *slog.Logger
+	failed chan<- error
+}
 
 func (s serverLog) Noticef(f string, v ...any) {
 	s.l.Debug("nats server", "text", fmt.Sprintf(f, v...))
 }
 func (s serverLog) Warnf(f string, v ...any)  { s.l.Debug("nats server", "text", fmt.Sprintf(f, v...)) }
 func (s serverLog) Fatalf(f string, v ...any) { s.l.Error("nats server", "text", fmt.Sprintf(f, v...)) }
-func (s serverLog) Errorf(f string, v ...any) { s.l.Error("nats server", "text", fmt.Sprintf(f, v...)) }
-func (s serverLog) Debugf(string, ...any)     {}
-func (s serverLog) Tracef(string, ...any)     {}
+func (s serverLog) Errorf(f string, v ...any) {
+	text := fmt.Sprintf(f, v...)
+	s.l.Error("nats server", "text", text)
+	// The server tells in no other way that a stream is given up (nats-server
+	// 2.15, stream.setWriteErrLocked).
+	if strings.Contains(text, "critical write error") {
+		select {
+		case s.failed <- errors.New(text):
+		default:
+		}
+	}
+}
+func (s serverLog) Debugf(string, ...any) {}
+func (s serverLog) Tracef(string, ...any) {}

@@ -95,6 +95,14 @@ func (c *Context) Announce(ctx context.Context, a schemas.Artifact) error {
 // for the dump, but nobody waits for the compression and the store: they go on
 // beside the protocol.
 func (c *Context) StoreMemory(ctx context.Context, e schemas.Event) error {
+	if r, ok := c.cfg.Store.(Roomy); ok {
+		c.mu.Lock()
+		n := c.boot.Machine.Memory
+		c.mu.Unlock()
+		if err := r.Room(2 * n); err != nil { // as it is dumped, and as it is stored
+			return fmt.Errorf("memory image: %w", err)
+		}
+	}
 	f, err := os.CreateTemp(c.cfg.Dir, "memory-")
 	if err != nil {
 		return fmt.Errorf("make room for the memory image: %w", err)

@@ -53,6 +53,12 @@ type Store interface {
 	Open(ctx context.Context, d schemas.Digest) (io.ReadCloser, int64, error)
 }
 
+// Roomy is a [Store] that knows the disk below it, which is also that of the
+// analyses' own directories. Room fails if the disk does not have n more bytes.
+type Roomy interface {
+	Room(n int64) error
+}
+
 // Machines makes the machines that analyses run on.
 type Machines interface {
 	// New returns a machine for a guest of that architecture, not yet started.

@@ -9,13 +9,11 @@ import (
 	"os"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/spf13/cobra"
 )
 
 // check is one line of the doctor's.
@@ -84,7 +82,7 @@ func examine(ctx context.Context, cfg app.Config) []check {
 	if checks[0].Status == "ok" && checks[1].Status == "ok" {
 		checks = append(checks, checkAccel(ctx, cfg, arch))
 	}
-	return append(checks, checkPrivileges(), checkDisk("data", cfg.Data), checkDisk("cache", cfg.Cache), checkNode(ctx, cfg))
+	return append(checks, checkPrivileges(), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkNode(ctx, cfg))
 }
 
 func checkQEMU(ctx context.Context, arch string) check {
@@ -130,34 +128,16 @@ func checkPrivileges() check {
 	return check{"privileges", "ok", "a plain user: machines run in a user namespace where the kernel allows it", ""}
 }
 
-// lowDisk is when a disk has too little room for an analysis.
-const lowDisk = 2 << 30
-
-func checkDisk(what, dir string) check {
-	for d := dir; ; d = parent(d) {
-		var st unix.Statfs_t
-		if err := unix.Statfs(d, &st); err != nil {
-			if d == "/" || d == "." {
-				return check{what, "error", dir + ": " + err.Error(), ""}
-			}
-			continue
-		}
-		free := int64(st.Bavail) * st.Bsize
-		c := check{what, "ok", fmt.Sprintf("%s, %s free", dir, term.Size(free)), ""}
-		if free < lowDisk {
-			c.Status, c.Fix = "error", "make room, or choose another directory: --"+what+" DIR"
-		}
-		return c
+func checkDisk(what, dir string, need int64) check {
+	free, err := app.FreeSpace(dir)
+	if err != nil {
+		return check{what, "error", err.Error(), ""}
 	}
-}
-
-func parent(dir string) string {
-	for i := len(dir) - 1; i > 0; i-- {
-		if dir[i] == '/' {
-			return dir[:i]
-		}
+	c := check{what, "ok", fmt.Sprintf("%s, %s free", dir, term.Size(free)), ""}
+	if free < need {
+		c.Status, c.Fix = "error", "make room, or choose another directory: --"+what+" DIR"
 	}
-	return "/"
+	return c
 }
 
 func checkNode(ctx context.Context, cfg app.Config) check {

@@ -170,6 +170,9 @@ func runOne(ctx context.Context, g *global, req app.Request, o runOptions) error
 			return usagef("--out: %w", err)
 		}
 	}
+	if err := cfg.CheckRoom(); err != nil {
+		return err
+	}
 	ctx, cancel := interruptible(ctx)
 	defer cancel()
 	pr := newProgress(os.Stderr)
@@ -253,15 +256,16 @@ func watchToReport(ctx context.Context, b *bus.Bus, s *schemas.Submission, pr *p
 // follow shows an analysis' events until its report is written, or the
 // reporter has had its time: then the caller folds the log itself.
 func follow(ctx context.Context, b *bus.Bus, tenant, id string, pr *progress) (schemas.Event, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go watchBus(ctx, b, cancel)
 	var ending schemas.Event
 	err := b.Follow(ctx, tenant, id, 0, nil, func(e bus.Entry) error {
 		pr.event(e.Event)
 		switch {
 		case e.Event.Family() == "context" && schemas.Ending(e.Event.Name()):
 			ending = e.Event
-			time.AfterFunc(reportTime, cancel)
+			time.AfterFunc(reportTime, func() { cancel(nil) })
 		case e.Event.Family() == "report" && ending.ID != "":
 			return bus.ErrStop
 		}
@@ -273,7 +277,31 @@ func follow(ctx context.Context, b *bus.Bus, tenant, id string, pr *progress) (s
 	if err == nil {
 		err = errors.New("the log ended")
 	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
 	return ending, fmt.Errorf("follow the analysis: %w", err)
+}
+
+// busAway is how long the bus may be away before nobody waits for it: longer
+// than an analysis does.
+const busAway = 2 * time.Minute
+
+// watchBus gives up when the bus does not come back.
+func watchBus(ctx context.Context, b *bus.Bus, give func(error)) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if b.Away() > busAway {
+				give(fmt.Errorf("the bus has been away for %s (see log/bus.log in the data directory; is its disk full? the next start ends the analysis)", busAway))
+				return
+			}
+		}
+	}
 }
 
 // printReport prints the report: the document alone, or a rendering.

@@ -28,6 +28,9 @@ func upCommand(g *global) *cobra.Command {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
 			log := app.Logger(os.Stderr, cfg.Verbose)
+			if err := cfg.CheckRoom(); err != nil {
+				return err
+			}
 			n, err := app.StartNode(ctx, cfg, log, func(role string) { log.Info("ready", "role", role) })
 			if err != nil {
 				return interrupted(ctx, err)
@@ -70,6 +73,11 @@ func submitCommand(g *global) *cobra.Command {
 				return interrupted(ctx, err)
 			}
 			defer b.Close()
+			if cfg, err := g.config(); err != nil {
+				return err
+			} else if err := cfg.CheckRoom(); err != nil {
+				return err
+			}
 			if err := prep.Submit(ctx, b); err != nil {
 				return interrupted(ctx, badInput(err))
 			}

@@ -54,7 +54,7 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 		return err
 	}
 	host, _ := os.Hostname()
-	w := sandboxd.NewWorker(logAdapter{b}, storeAdapter{b.Artifacts().WithCaps(artifactCaps)}, jobsAdapter{b, queue}, endingsAdapter{b}, fl, sandboxd.Options{
+	w := sandboxd.NewWorker(logAdapter{b}, c.store(b), jobsAdapter{b, queue}, endingsAdapter{b}, fl, sandboxd.Options{
 		ID: id, Host: host, Version: Version, Dir: filepath.Join(c.Data, "run"), Parallel: c.Parallel, Slog: log,
 		InstallHooks: installHooks, Describe: fl.Describe, Reap: fl.Reap,
 	})
@@ -70,7 +70,7 @@ func (c *Config) Fleet(id string, b *bus.Bus, log *slog.Logger) (*fleet.Fleet, e
 	}
 	var store sandboxd.Store
 	if b != nil {
-		store = storeAdapter{b.Artifacts().WithCaps(artifactCaps)}
+		store = c.store(b)
 	}
 	return fleet.New(fleet.Options{
 		ID: id, Images: c.Images(func(format string, args ...any) { log.Info(fmt.Sprintf(format, args...)) }),
@@ -130,6 +130,15 @@ func (w contextWriter) Write(ctx context.Context, e schemas.Event) error {
 		return fmt.Errorf("%w: %w", sandboxd.ErrFenced, err)
 	}
 	return err
+}
+
+// store is where sandboxd's artifacts go.
+func (c *Config) store(b *bus.Bus) sandboxd.Store {
+	s := storeAdapter{b.Artifacts().WithCaps(artifactCaps)}
+	if c.NATS != "" { // its disk is elsewhere
+		return s
+	}
+	return roomyStore{s, c.Data}
 }
 
 // storeAdapter gives sandboxd the store.

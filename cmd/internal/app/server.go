@@ -36,6 +36,14 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return bus.NewClerk(b, log).Run(ctx) })
 	g.Go(func() error { return b.Project(ctx, log) })
+	g.Go(func() error {
+		select {
+		case err := <-limits.failed: // whoever started this process starts it anew
+			return fmt.Errorf("the log cannot be written: %w", err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -47,6 +55,7 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 type assets struct {
 	bus.Limits
 	announce func() error // that they are there; nil where nobody looks for it
+	failed   <-chan error // the server's
 }
 
 func openBus(ctx context.Context, c Config, log *slog.Logger) (*bus.Bus, assets, func(), error) {
@@ -67,7 +76,7 @@ func openBus(ctx context.Context, c Config, log *slog.Logger) (*bus.Bus, assets,
 		return nil, assets{}, nil, err
 	}
 	announce := func() error { return errors.Join(s.SyncAssets(), s.Announce()) }
-	return b, assets{Limits: s.Limits(), announce: announce}, func() {
+	return b, assets{Limits: s.Limits(), announce: announce, failed: s.Failed()}, func() {
 		b.Close()
 		s.Close()
 	}, nil
