@@ -270,6 +270,31 @@ func TestFacts(t *testing.T) {
 	}
 }
 
+// TestForeign: a program may write into its own memory.
+func TestForeign(t *testing.T) {
+	for name, want := range map[string]bool{"own": false, "other": true, "own_file": false, "other_file": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newTape(t)
+			p.exec(1002, "/bin/true", "true")
+			switch name {
+			case "own":
+				p.call(1002, "process_vm_writev", 5, 2)
+			case "other":
+				p.call(1002, "process_vm_writev", 5, 3)
+			case "own_file":
+				p.call(1002, "openat", 3, at, "/proc/self/mem", 2)
+			case "other_file":
+				p.call(1002, "openat", 3, at, "/proc/3/mem", 2)
+			}
+			p.call(1002, "write", 5, 3, trace.Attachment{Kind: trace.Bytes, Data: []byte("patch")}, 5)
+			c, _ := analyze(t, p.bytes())
+			if got := slices.ContainsFunc(c.Findings, func(f schemas.Finding) bool { return f.Kind == "process_memory_write" }); got != want {
+				t.Errorf("found: %v", got)
+			}
+		})
+	}
+}
+
 func TestCoverage(t *testing.T) {
 	job := analyzertest.Job(behavior.New(), "x", nil)
 	job.Manifest = &schemas.Manifest{Coverage: schemas.SourceCoverage{Lost: 5, Cut: 7}}

@@ -241,7 +241,7 @@ var facts = []fact{
 	{kind: "filesystem_mounted", title: "changed mounts", action: "file.mount", severity: low},
 	{kind: "memory_wx", title: "mapped memory that is writable and executable", action: "memory.mmap_rwx", severity: low},
 	{kind: "memory_file", title: "made a file in memory", action: "memory.memfd", severity: info},
-	{kind: "process_memory_write", title: "wrote into another process's memory", action: "memory.process_write", severity: medium, techniques: []string{"T1055.009"}},
+	{kind: "process_memory_write", title: "wrote into another process's memory", action: "memory.process_write", match: foreign, severity: medium, techniques: []string{"T1055.009"}},
 	{kind: "debugger_check", title: "asked to be traced, which finds debuggers", action: "process.ptrace", match: traceme, severity: low, techniques: []string{"T1622"}},
 	{kind: "process_traced", title: "traced another process", action: "process.ptrace", match: tracing, severity: medium, techniques: []string{"T1055.008"}},
 	{kind: "process_renamed", title: "changed the name of a process", action: "process.rename", severity: info},
@@ -276,6 +276,20 @@ func executable(_ *summary, b *schemas.Behavior) bool {
 	}
 	mode, err := strconv.ParseUint(b.File.Mode, 8, 32)
 	return err == nil && mode&0o111 != 0
+}
+
+// foreign finds writes to memory that is not the writer's own.
+func foreign(_ *summary, b *schemas.Behavior) bool {
+	if b.Memory == nil {
+		return false
+	}
+	switch b.Memory.Name {
+	case "":
+		return b.Memory.PID != b.Actor.PID
+	case "/proc/self/mem", "/proc/thread-self/mem", "/proc/" + strconv.Itoa(b.Actor.PID) + "/mem":
+		return false
+	}
+	return true
 }
 
 func traceme(_ *summary, b *schemas.Behavior) bool {

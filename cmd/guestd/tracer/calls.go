@@ -111,7 +111,7 @@ func openCall(task []byte) (trace.Record, bool) {
 	}
 	b := task[taskRecord : taskRecord+n]
 	binary.NativeEndian.PutUint16(b, uint16(n))
-	if _, err := r.Decode(b, nativeOrder()); err != nil {
+	if _, err := r.Decode(b, nativeOrder()); err != nil || len(r.Attachments) > trace.MaxAttach-len(r.Args) {
 		return r, false
 	}
 	r.Flags = trace.Flags(u32(taskFlags)) | trace.Unfinished

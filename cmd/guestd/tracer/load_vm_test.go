@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/petri-sandbox/petri/schemas/sysno"
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
@@ -114,5 +116,42 @@ func TestQuick(t *testing.T) {
 	f := m.traced(t, request{Argv: []string{"/usr/bin/quick"}})
 	if n := f.count(func(r *trace.Record) bool { return r.Type == trace.Exec }); n != 1 {
 		t.Errorf("%d programs were recorded, want 1", n)
+	}
+}
+
+// TestBlocked: what waits for ever when the trace is flushed is in it, and again
+// when it is killed.
+func TestBlocked(t *testing.T) {
+	m := start(t)
+	m.load(request{})
+	f := m.recorded(t, request{Argv: []string{"/usr/bin/blocked"}, PIDNS: true, Timeout: 3 * time.Second})
+	if !f.run.TimeOut || f.totals.Lost > 0 {
+		t.Errorf("timed out %v, %+v", f.run.TimeOut, f.totals)
+	}
+	for _, line := range []string{
+		`openat(AT_FDCWD, "/tmp/silent", O_RDONLY <unfinished ...>`,
+		`accept(3, NULL, NULL <unfinished ...>`,
+		`pause( <unfinished ...>`,
+		`+++ killed by SIGKILL +++`,
+	} {
+		f.line(t, line)
+	}
+	want := []string{
+		`1 process.exec /usr/bin/blocked ["/usr/bin/blocked"]`,
+		`1 process.fork`,
+		`2 network.socket AF_INET`,
+		`2 network.bind AF_INET 0.0.0.0 4444`,
+		`2 network.listen AF_INET 0.0.0.0 4444`,
+		`2 network.accept AF_INET 0.0.0.0 4444 = ERESTARTSYS`,
+		`1 process.fork thread`,
+		`1 file.create /tmp/silent mknod 010600`,
+		`1 file.open /tmp/silent O_RDONLY = ERESTARTSYS`,
+		`1 process.exit SIGKILL`,
+		`2 process.exit SIGKILL`,
+	}
+	slices.Sort(want) // which of the two comes first is up to the kernel
+	got := slices.Sorted(slices.Values(f.events))
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
