@@ -178,6 +178,88 @@ func look(t *testing.T, addr bus.Address, name string) string {
 	return found
 }
 
+// nothingLeft fails if a program of bin, or one of a session's processes, still
+// runs. What is left has the death of its parent to hear of first.
+func nothingLeft(t *testing.T, bin string, procs []process) {
+	t.Helper()
+	var left []process
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		left = processes(func(p process) bool {
+			return strings.HasPrefix(p.args[0], bin) || slices.ContainsFunc(procs, func(q process) bool { return q.pid == p.pid && slices.Equal(p.args, q.args) })
+		})
+		if len(left) == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	for _, p := range left {
+		t.Errorf("%s, process %d, is left", p.role(), p.pid)
+	}
+}
+
+// allEnded fails if an analysis in a data directory has no ending, and returns
+// them all.
+func allEnded(t *testing.T, bin, data string) []bus.Summary {
+	t.Helper()
+	var list []bus.Summary
+	if err := json.Unmarshal([]byte(run(t, bin+"/petri", "--data", data, "--json", "list")), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list {
+		if s.Outcome == "" {
+			t.Errorf("analysis %s has not ended: %+v", s.Analysis, s)
+		}
+	}
+	return list
+}
+
+// TestInterrupt interrupts a run at every step, as Ctrl-C does. It ends soon,
+// with the exit code of an interrupted program, the analysis ended in the log,
+// and nothing left.
+func TestInterrupt(t *testing.T) {
+	bin := build(t)
+	sleep := program(t, sleeper)
+	data := filepath.Join(t.TempDir(), "data")
+	want := 0
+	interrupt := func(t *testing.T, s *session) {
+		procs := tree(s.cmd.Process.Pid)
+		if err := s.cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		code := s.wait(time.Minute)
+		if st, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && st.Signaled() && st.Signal() == syscall.SIGINT {
+			code = 130 // as a shell says, of a program that had not come to its handler
+		}
+		if code != 130 {
+			t.Errorf("exit code %d, want 130\n%s", code, s.stderr.Bytes())
+		}
+		nothingLeft(t, bin, procs)
+		if dirs, _ := filepath.Glob(filepath.Join(data, "run", "*")); len(dirs) > 0 {
+			t.Errorf("left behind: %v", dirs)
+		}
+	}
+	for _, event := range []string{
+		schemas.EventSubmitted, schemas.EventClaimed, schemas.EventPrePoweron, schemas.EventGuestReady, schemas.EventRunSample, schemas.EventSampleStarted,
+		schemas.EventSnapshotsCapture, schemas.EventPreShutdown, schemas.EventStartAnalysis,
+	} {
+		t.Run(event, func(t *testing.T) {
+			s := start(t, bin, data, "run", "--runtime", "2s", sleep)
+			s.awaitEvent(data, event)
+			want++
+			interrupt(t, s)
+		})
+	}
+	for _, d := range []time.Duration{0, 30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond} {
+		t.Run(d.String(), func(t *testing.T) {
+			s := start(t, bin, data, "run", "--runtime", "2s", sleep)
+			time.Sleep(d) // no event tells how far a start has come
+			interrupt(t, s)
+		})
+	}
+	if got := len(allEnded(t, bin, data)); got < want {
+		t.Errorf("%d analyses are listed, there were at least %d", got, want)
+	}
+}
+
 // TestKill kills every process of a running petri in turn, and all of them at
 // once. Whatever it was, nothing stays behind, the analysis is ended in the
 // log, and the next run works.
@@ -221,22 +303,7 @@ func TestKill(t *testing.T) {
 			code := s.wait(2 * time.Minute)
 			t.Logf("killed %d, exit code %d; %s", killed, code, s.stderr.Bytes())
 
-			// What is left has the death of its parent to hear of.
-			end := time.Now().Add(5 * time.Second)
-			var left []process
-			for {
-				left = processes(func(p process) bool {
-					return strings.HasPrefix(p.args[0], bin) || slices.ContainsFunc(procs, func(q process) bool { return q.pid == p.pid && slices.Equal(p.args, q.args) })
-				})
-				if len(left) == 0 || time.Now().After(end) {
-					break
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
-			for _, p := range left {
-				t.Errorf("%s, process %d, is left", p.role(), p.pid)
-			}
-
+			nothingLeft(t, bin, procs)
 			next := start(t, bin, data, "--json", "run", quick)
 			if code := next.wait(2 * time.Minute); code != 0 {
 				t.Fatalf("the next run: exit code %d\n%s%s", code, next.out.Bytes(), next.stderr.Bytes())
@@ -255,16 +322,7 @@ func TestKill(t *testing.T) {
 			}
 		})
 	}
-	b := run(t, bin+"/petri", "--data", data, "--json", "list")
-	var list []bus.Summary
-	if err := json.Unmarshal([]byte(b), &list); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range list {
-		if s.Outcome == "" {
-			t.Errorf("analysis %s has not ended: %+v", s.Analysis, s)
-		}
-	}
+	list := allEnded(t, bin, data)
 	if len(list) < 2*len(analyses) {
 		t.Errorf("%d analyses are listed, there were %d", len(list), 2*len(analyses))
 	}
