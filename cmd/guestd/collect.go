@@ -34,7 +34,7 @@ func (a *agent) collect(q machine.Collect) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &collector{agent: a, q: q, files: guest.NewFilesWriter(w)}
+	c := &collector{agent: a, q: q, files: guest.NewFilesWriter(w), buf: make([]byte, 32<<10)}
 	err = c.walkRoot(filepath.Join(overlayDir, "upper"))
 	if ferr := c.files.Flush(); err == nil {
 		err = ferr
@@ -53,6 +53,7 @@ type collector struct {
 	agent *agent
 	q     machine.Collect
 	files *guest.FilesWriter
+	buf   []byte
 	sum   machine.Collected
 	bytes int64
 	holes int64                     // bytes of sparse files that were read
@@ -66,12 +67,13 @@ func (c *collector) walkRoot(dir string) error {
 	}
 	d := os.NewFile(uintptr(fd), dir)
 	defer d.Close()
-	return c.walk(d, "/", 0)
+	return c.walk(d, "/", true, 0)
 }
 
 // walk visits an open directory by descriptors only. Names are sorted, so that
-// two collections of the same files are the same.
-func (c *collector) walk(dir *os.File, at string, depth int) error {
+// two collections of the same files are the same. old says that the image has
+// this directory too.
+func (c *collector) walk(dir *os.File, at string, old bool, depth int) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		c.agent.fault("list %s: %v", at, err)
@@ -84,21 +86,28 @@ func (c *collector) walk(dir *os.File, at string, depth int) error {
 			continue // gone meanwhile
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if err := c.walkDir(dir, name, p, &st, depth); err != nil {
+			if err := c.walkDir(dir, name, p, &st, old, depth); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := c.file(dir, name, p, &st); err != nil {
+		if err := c.file(dir, name, p, &st, old && inImage(p)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, depth int) error {
-	if _, err := os.Lstat(romDir + p); err != nil { // or its path is too long for any path in there
-		if err := c.list(c.meta(p, st)); err != nil {
+// inImage reports whether the image has a file of this path.
+func inImage(p string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(romDir+p, &st) == nil // an error: or the path is too long for any in there
+}
+
+func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, old bool, depth int) error {
+	old = old && inImage(p)
+	if !old {
+		if err := c.list(c.meta(p, st, false)); err != nil {
 			return err
 		}
 	}
@@ -113,12 +122,12 @@ func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, depth
 	}
 	sub := os.NewFile(uintptr(fd), p)
 	defer sub.Close()
-	return c.walk(sub, p, depth+1)
+	return c.walk(sub, p, old, depth+1)
 }
 
-func (c *collector) meta(p string, st *unix.Stat_t) schemas.DroppedFile {
+func (c *collector) meta(p string, st *unix.Stat_t, old bool) schemas.DroppedFile {
 	change := "created"
-	if _, err := os.Lstat(romDir + p); err == nil {
+	if old {
 		change = "modified"
 	}
 	mode := st.Mode &^ unix.S_IFMT
@@ -152,8 +161,8 @@ func (c *collector) list(f schemas.DroppedFile) error {
 	return c.files.File(f)
 }
 
-func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t) error {
-	f := c.meta(p, st)
+func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t, old bool) error {
+	f := c.meta(p, st, old)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		return c.regular(dir, name, p, st, f)
@@ -223,7 +232,7 @@ func (c *collector) regular(dir *os.File, name, p string, st *unix.Stat_t, f sch
 	if err := c.list(f); err != nil {
 		return err
 	}
-	sent, err := io.Copy(c.files, io.NewSectionReader(file, 0, f.Size))
+	sent, err := io.CopyBuffer(c.files, io.NewSectionReader(file, 0, f.Size), c.buf)
 	end := wire.Status{Size: sent}
 	if err != nil {
 		end.Error = err.Error()
@@ -239,7 +248,7 @@ func (c *collector) digest(file *os.File, st *unix.Stat_t, f *schemas.DroppedFil
 		return sum, nil
 	}
 	h := sha256.New()
-	n, err := io.Copy(h, io.NewSectionReader(file, 0, f.Size))
+	n, err := io.CopyBuffer(h, io.NewSectionReader(file, 0, f.Size), c.buf)
 	if err != nil {
 		return schemas.Digest{}, err
 	}

@@ -140,7 +140,7 @@ func TestTeardown(t *testing.T) {
 			}
 		},
 		"close":           func(*testing.T, *guest) {},
-		"close_while_run": func(_ *testing.T, g *guest) { g.start("flood", "1000") },
+		"close_while_run": func(_ *testing.T, g *guest) { g.start("output", "1000") },
 		"close_paused": func(t *testing.T, g *guest) {
 			if err := g.Pause(g.ctx); err != nil {
 				t.Error(err)
@@ -155,7 +155,7 @@ func TestTeardown(t *testing.T) {
 	}
 	cfg := machinetest.WarmConfig(t)
 	cfg.Untraced = true
-	machinetest.Program(t, "flood") // compiled before anything is counted
+	machinetest.Program(t, "output") // compiled before anything is counted
 	cfg.Network = func(ctx context.Context, conn net.Conn) error {
 		<-ctx.Done()
 		return ctx.Err()

@@ -318,9 +318,9 @@ func TestNotExecuted(t *testing.T) {
 // beyond is counted and does not stop the program.
 func TestOutput(t *testing.T) {
 	g := warmGuest(t)
-	r := machinetest.Command(t, machinetest.Program(t, "flood"), "8", "1000")
+	r := machinetest.Command(t, machinetest.Program(t, "output"), "8", "1000")
 	r.Limits.Stdout = 1 << 20
-	g.run("flood", r)
+	g.run("output", r)
 	if e := g.rec.AwaitExit(t, patience); e.ExitCode == nil || *e.ExitCode != 0 {
 		t.Errorf("exit %+v", e)
 	}
