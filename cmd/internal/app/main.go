@@ -22,7 +22,7 @@ func Main(role, what string) int {
 	f.Usage = func() {
 		fmt.Fprintf(os.Stderr, "%s %s\n\nUsage: %s --nats URL [flags]\n\n%s", role, what, role, f.FlagUsages())
 	}
-	f.StringVar(&c.NATS, "nats", os.Getenv("PETRI_NATS"), "URL of the NATS server (also PETRI_NATS)")
+	f.StringVar(&c.NATS, "nats", os.Getenv(ServerVariable), "URL of the NATS server (also PETRI_NATS)")
 	f.StringVar(&c.Data, "data", DefaultData(), "directory of this daemon's data")
 	f.StringVar(&c.Cache, "cache", DefaultCache(), "directory of the guests' images")
 	f.StringVar(&c.Guestd, "guestd", "", "directory of the guest agents; default: beside this program")

@@ -28,6 +28,10 @@ var Roles = []string{"bus", "sandboxd", "analyzer", "reporter"}
 // DaemonCommand is the hidden command that runs one role.
 const DaemonCommand = "daemon"
 
+// ServerVariable is the environment variable that names a NATS server of the
+// user's own.
+const ServerVariable = "PETRI_NATS"
+
 // RunRole runs one process of a node until it is told to stop or its parent
 // dies.
 func RunRole(ctx context.Context, role string, c Config, log *slog.Logger, ready func()) error {
@@ -200,6 +204,9 @@ func (n *Node) spawn(ctx context.Context, role string) (*child.Process, error) {
 	defer r.Close()
 	cmd := exec.Command(exe, n.args(role)...)
 	cmd.Env = daemonEnv()
+	if n.cfg.NATS != "" { // not an argument: it may hold a password, and everybody sees those
+		cmd.Env = append(cmd.Env, ServerVariable+"="+n.cfg.NATS)
+	}
 	cmd.Stderr = logFile
 	cmd.ExtraFiles = []*os.File{w}
 	p, err := child.Start(cmd)
@@ -257,7 +264,7 @@ func (n *Node) args(role string) []string {
 		DaemonCommand, role, "--data", c.Data, "--cache", c.Cache, "--accel", c.Accel,
 		"--parallel", strconv.Itoa(c.Parallel), "--memory", strconv.FormatInt(c.Memory>>20, 10),
 	}
-	for flag, v := range map[string]string{"--nats": c.NATS, "--listen": c.Listen, "--guestd": c.Guestd} {
+	for flag, v := range map[string]string{"--listen": c.Listen, "--guestd": c.Guestd} {
 		if v != "" {
 			args = append(args, flag, v)
 		}
