@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,6 +28,20 @@ import (
 
 // progs are the tester programs.
 const progs = "../../../sandboxd/testdata/progs"
+
+// built is the guest's image, the same for all tests.
+var built struct {
+	once                sync.Once
+	dir, kernel, initrd string
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
 
 // machine is a booted guest whose PID 1 is testdata/traceinit.
 type machine struct {
@@ -65,8 +80,17 @@ type result struct {
 // start boots a guest with every tester program in /usr/bin of its root.
 func start(t testing.TB) *machine {
 	t.Helper()
+	built.once.Do(func() {
+		var err error
+		if built.dir, err = os.MkdirTemp("", "tracer-test-"); err != nil {
+			t.Fatal(err)
+		}
+		built.kernel, built.initrd = buildGuest(t, app.DefaultCache(), built.dir)
+	})
+	if built.initrd == "" {
+		t.Fatal("the guest's image could not be built")
+	}
 	dir := t.TempDir()
-	kernel, initrd := buildGuest(t, app.DefaultCache(), dir)
 	sock := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
@@ -75,7 +99,7 @@ func start(t testing.TB) *machine {
 	defer l.Close()
 	console := filepath.Join(dir, "console.log")
 	cmd := exec.Command("qemu-system-x86_64", "-M", "q35", "-cpu", cpuModel(), "-accel", "tcg,thread=single", "-smp", "1", "-m", "256",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initrd,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-kernel", built.kernel, "-initrd", built.initrd,
 		"-append", "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off "+os.Getenv("PETRI_APPEND"),
 		"-device", "virtio-serial-pci,id=vs0", "-chardev", "socket,id=ag,path="+sock,
 		"-device", "virtserialport,bus=vs0.0,chardev=ag", "-serial", "file:"+console)
