@@ -133,20 +133,22 @@ func (r *FilesSink) Wait(ctx context.Context) error {
 
 func (r *FilesSink) feed(p []byte) error {
 	r.buf = append(r.buf, p...)
-	for len(r.buf) >= 5 {
-		n := binary.LittleEndian.Uint32(r.buf[1:])
+	rest := r.buf
+	for len(rest) >= 5 {
+		n := binary.LittleEndian.Uint32(rest[1:])
 		if n > maxRecord {
 			return r.fail(fmt.Errorf("%w: file record of %d bytes", wire.ErrProtocol, n))
 		}
-		if len(r.buf) < 5+int(n) {
+		if len(rest) < 5+int(n) {
 			break
 		}
-		if err := r.record(r.buf[0], r.buf[5:5+n]); err != nil {
+		if err := r.record(rest[0], rest[5:5+n]); err != nil {
 			return r.fail(err)
 		}
-		r.buf = r.buf[5+n:]
+		rest = rest[5+n:]
 	}
-	r.buf = append(make([]byte, 0, maxRecord+5), r.buf...)
+	// The same memory again: a guest may send a byte at a time.
+	r.buf = r.buf[:copy(r.buf, rest)]
 	return nil
 }
 

@@ -72,6 +72,7 @@ type Observer interface {
 
 // A FileWriter takes the bytes of one collected file.
 type FileWriter interface {
+	// Write must not keep p.
 	Write(p []byte) (int, error)
 	// Close ends the file. An error says that it is not whole.
 	Close(cut int64, err error)

@@ -97,7 +97,7 @@ func TestMemoryHog(t *testing.T) {
 }
 
 func TestGigabytes(t *testing.T) {
-	g := hostile(t, "output", "2048")
+	g := hostile(t, "output", "1100")
 	g.alive()
 	begin := time.Now()
 	e := g.rec.AwaitExit(t, 2*patience)
@@ -107,7 +107,7 @@ func TestGigabytes(t *testing.T) {
 		t.Errorf("exit %+v", e)
 	}
 	out := g.rec.AwaitEnd(t, patience, schemas.SourceStdout)
-	if out.Bytes != 4<<20 || out.Cut != 2<<30-4<<20 {
+	if out.Bytes != 4<<20 || out.Cut != 1100<<20-4<<20 {
 		t.Errorf("stdout %+v", out)
 	}
 	g.end()
