@@ -423,10 +423,24 @@ func (f *Fold) describe(r *schemas.Report, doc *schemas.BehaviorResult) (gaps []
 			r.Coverage.Omitted[k] += n
 		}
 	}
+	if f.unseenEnd(doc) {
+		gaps = append(gaps, fmt.Sprintf("the trace stops before process %d did: the sample may have blinded the tracer", f.started.PID))
+	}
 	if doc.Bad > 0 {
 		gaps = append(gaps, fmt.Sprintf("%d records of the trace could not be decoded", doc.Bad))
 	}
 	return append(gaps, doc.Gaps...)
+}
+
+// unseenEnd reports whether the trace does not have the end of the sample's
+// first process, although the guest's agent has seen it. A sample that is root
+// can write the tracer's BPF maps; what it did from then on is not in the trace.
+func (f *Fold) unseenEnd(doc *schemas.BehaviorResult) bool {
+	if f.started == nil || f.exited == nil || f.exited.ExitCode == nil && f.exited.Signal == "" {
+		return false
+	}
+	first := slices.IndexFunc(doc.Processes, func(p schemas.Process) bool { return p.PID == f.started.PID })
+	return first >= 0 && doc.Processes[first].End == nil
 }
 
 // clipCoverage bounds the lists of the coverage, which events bring whole.

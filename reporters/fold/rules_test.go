@@ -282,6 +282,37 @@ func TestOtherAnalyzersDocument(t *testing.T) {
 	}
 }
 
+// TestBlinded folds the log of a run whose trace does not have the end of the
+// sample's first process, as when the sample has overwritten the tracer's maps.
+func TestBlinded(t *testing.T) {
+	list := events(t, "completed")
+	var d schemas.Digest
+	for _, run := range folded(t, list).Analyzers {
+		if run.Analyzer == "behavior" {
+			d = run.Result.SHA256
+		}
+	}
+	b, err := documents{}.Document(d, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc schemas.BehaviorResult
+	if err := json.Unmarshal(b, &doc); err != nil {
+		t.Fatal(err)
+	}
+	doc.Processes[0].End, doc.Processes[0].ExitCode = nil, nil
+	if b, err = json.Marshal(doc); err != nil {
+		t.Fatal(err)
+	}
+	r, err := foldAll(list).Report(document(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Outcome.Value != schemas.OutcomeIncomplete || !strings.Contains(r.Outcome.Reasons[0], "the trace stops before process") {
+		t.Errorf("the outcome is %s: %q", r.Outcome.Value, r.Outcome.Reasons)
+	}
+}
+
 // sound checks what holds for every report, whatever the log was.
 func sound(t testing.TB, r *schemas.Report) {
 	t.Helper()
