@@ -122,13 +122,18 @@ type TimelineEntry struct {
 
 // ReportConsole is what the sample printed and how it ended.
 type ReportConsole struct {
-	Stdout    string `json:"stdout"` // at most 64 KiB; bytes that are not UTF-8 are replaced
-	Stderr    string `json:"stderr"`
-	ExitCode  *int   `json:"exit_code"`
-	Signal    string `json:"signal,omitempty"`
-	Reason    string `json:"reason,omitempty"` // as in [SampleExited]
-	Truncated bool   `json:"truncated"`        // the artifacts hold more, or a limit cut it
+	Stdout   string `json:"stdout"` // at most 64 KiB; bytes that are not UTF-8 are replaced
+	Stderr   string `json:"stderr"`
+	ExitCode *int   `json:"exit_code"`
+	Signal   string `json:"signal,omitempty"`
+	// Reason is as in [SampleExited], or stopped: it still ran when the machine
+	// was taken down, or running: its end was not seen.
+	Reason    string `json:"reason,omitempty"`
+	Truncated bool   `json:"truncated"` // the artifacts hold more, or a limit cut it
 }
+
+// ReasonStopped is the console's reason where the sandbox ended the sample.
+const ReasonStopped = "stopped"
 
 // Process is a process of the sample.
 type Process struct {

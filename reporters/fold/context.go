@@ -12,6 +12,12 @@ import (
 // contextData takes what a context event says over into the report, and
 // returns the line that the timeline has about it.
 func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
+	switch e.Name() {
+	case schemas.EventPreShutdown, schemas.EventPrePoweroff:
+		f.goingDown = true
+	case schemas.EventPostPoweron, schemas.EventPostRestart:
+		f.goingDown = false
+	}
 	switch name := e.Name(); name {
 	case schemas.EventSubmitted:
 		if f.submitted {
@@ -51,6 +57,9 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 		})
 	case schemas.EventSampleExited:
 		return read(e, func(d schemas.SampleExited) string {
+			if f.goingDown && d.Signal == "SIGKILL" {
+				d.Reason = schemas.ReasonStopped
+			}
 			f.exited = &d
 			return exitText(&d)
 		})
@@ -141,6 +150,8 @@ func exitText(d *schemas.SampleExited) string {
 	switch {
 	case d.Reason == "not_executed":
 		return "not executed: " + d.Error
+	case d.Reason == schemas.ReasonStopped:
+		return "it still ran, and was stopped"
 	case d.Signal != "":
 		return d.Reason + " by " + d.Signal
 	case d.ExitCode != nil:

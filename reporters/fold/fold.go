@@ -45,6 +45,7 @@ type Fold struct {
 
 	started   *schemas.SampleStarted
 	exited    *schemas.SampleExited
+	goingDown bool // the sandbox is ending the machine
 	start     *schemas.StartAnalysis
 	ending    string
 	completed *schemas.AnalysisCompleted

@@ -192,6 +192,8 @@ func (p *printer) console(r *schemas.Report) {
 	c := r.Console
 	note := ""
 	switch {
+	case c.Reason == schemas.ReasonStopped:
+		note = "it still ran when its time was over, and was stopped"
 	case c.Signal != "":
 		note = c.Reason + " by " + c.Signal
 	case c.ExitCode != nil:
