@@ -173,7 +173,7 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 	if img, err := load(dir); err == nil && img.Key() == m.Key() {
 		return img, nil
 	}
-	b.log("assembling the %s guest", name)
+	b.log("assembling the %s guest, because its agent or packages have changed; it takes seconds", name)
 	kernel, initramfs, err := b.assemble(ctx, a, &m, agent)
 	if err != nil {
 		return nil, err

@@ -24,8 +24,13 @@ type entry struct {
 	dev  [2]int // major and minor of a character device
 }
 
-// maxDebFile bounds one file of a package.
-const maxDebFile = 512 << 20
+// What is kept of one package is bounded; the kernel's, the largest, has 4,000
+// files and 200 MB of them.
+const (
+	maxDebFile  = 512 << 20 // bytes of one file
+	maxDebTotal = 1 << 30   // bytes of all
+	maxDebFiles = 100_000
+)
 
 // readDeb calls keep for every member of a .deb file's data archive and
 // returns those that it accepts. dpkg-deb decompresses; nothing is unpacked to
@@ -57,6 +62,7 @@ func readDeb(ctx context.Context, deb string, keep func(path string) bool) ([]en
 
 func readTar(r io.Reader, keep func(path string) bool) ([]entry, error) {
 	var out []entry
+	var total int64
 	tr := tar.NewReader(r)
 	for {
 		h, err := tr.Next()
@@ -71,6 +77,14 @@ func readTar(r io.Reader, keep func(path string) bool) ([]entry, error) {
 		if !keep(p) {
 			continue
 		}
+		for k := range h.PAXRecords {
+			if strings.HasPrefix(k, "GNU.sparse.") { // a small package with a large hole
+				return nil, fmt.Errorf("%s is a sparse file", p)
+			}
+		}
+		if len(out) >= maxDebFiles {
+			return nil, fmt.Errorf("more than %d files", maxDebFiles)
+		}
 		e := entry{path: p, mode: h.FileInfo().Mode()}
 		switch h.Typeflag {
 		case tar.TypeDir:
@@ -79,6 +93,9 @@ func readTar(r io.Reader, keep func(path string) bool) ([]entry, error) {
 		case tar.TypeReg:
 			if h.Size > maxDebFile {
 				return nil, fmt.Errorf("%s has %d bytes, more than %d", p, h.Size, maxDebFile)
+			}
+			if total += h.Size; total > maxDebTotal {
+				return nil, fmt.Errorf("files of more than %d bytes", maxDebTotal)
 			}
 			if e.data, err = io.ReadAll(tr); err != nil {
 				return nil, err

@@ -8,6 +8,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os/exec"
 	"time"
 )
@@ -48,12 +49,24 @@ func unpackBzImage(vmlinuz []byte) ([]byte, error) {
 	cmd.Stdin = bytes.NewReader(payload)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	kernel, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("unpack kernel: %w: %s (is xz-utils installed? make setup)", err, bytes.TrimSpace(stderr.Bytes()))
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
 	}
+	if err != nil {
+		return nil, fmt.Errorf("unpack kernel: %w (is xz-utils installed? make setup)", err)
+	}
+	kernel, err := io.ReadAll(io.LimitReader(out, maxKernel+1))
 	if len(kernel) > maxKernel {
-		return nil, fmt.Errorf("unpacked kernel has %d bytes, more than %d", len(kernel), maxKernel)
+		cancel() // and with it xz
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("unpacked kernel has more than %d bytes", maxKernel)
+	}
+	if werr := cmd.Wait(); err == nil {
+		err = werr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("unpack kernel: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	return kernel, nil
 }
@@ -70,10 +83,17 @@ func trimSegments(kernel []byte) ([]byte, error) {
 		return nil, fmt.Errorf("unpacked kernel is %v %v, not 64-bit little-endian", f.Class, f.ByteOrder)
 	}
 	phoff := binary.LittleEndian.Uint64(kernel[0x20:])
-	end := uint64(0)
+	have, end := uint64(len(kernel)), uint64(64) // the ELF header's length
+	if n := binary.LittleEndian.Uint16(kernel[0x36:]); n != 56 {
+		return nil, fmt.Errorf("unpacked kernel has program headers of %d bytes, not 56", n)
+	}
+	end = max(end, phoff+uint64(len(f.Progs))*56) // elf has read them
 	for i, p := range f.Progs {
 		ph := kernel[phoff+uint64(i)*56:]
 		size := p.Filesz
+		if p.Off > have || size > have-p.Off {
+			return nil, fmt.Errorf("segment %d of the unpacked kernel lies outside of it", i)
+		}
 		if p.Type == elf.PT_LOAD {
 			seg := kernel[p.Off : p.Off+p.Filesz]
 			size = uint64(len(bytes.TrimRight(seg, "\x00")))

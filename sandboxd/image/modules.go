@@ -58,6 +58,9 @@ func moduleOrder(files map[string][]byte, wanted []string) ([]string, error) {
 // moduleName folds - and _, which the kernel treats as one.
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
+// maxModinfo bounds what a module says of itself, in bytes.
+const maxModinfo = 1 << 20
+
 func moduleDeps(ko []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(ko))
 	if err != nil {
@@ -66,6 +69,9 @@ func moduleDeps(ko []byte) ([]string, error) {
 	s := f.Section(".modinfo")
 	if s == nil {
 		return nil, fmt.Errorf("no .modinfo section")
+	}
+	if s.Size > maxModinfo {
+		return nil, fmt.Errorf(".modinfo section of %d bytes", s.Size)
 	}
 	info, err := s.Data()
 	if err != nil {
