@@ -424,6 +424,9 @@ func (f *Fold) describe(r *schemas.Report, doc *schemas.BehaviorResult) (gaps []
 			r.Coverage.Omitted[k] += n
 		}
 	}
+	if n := f.uncounted(doc); n > 0 {
+		gaps = append(gaps, fmt.Sprintf("%d records of the trace that the guest counted are not in it", n))
+	}
 	if f.unseenEnd(doc) {
 		gaps = append(gaps, fmt.Sprintf("the trace stops before process %d did: the sample may have blinded the tracer", f.started.PID))
 	}
@@ -442,6 +445,20 @@ func (f *Fold) unseenEnd(doc *schemas.BehaviorResult) bool {
 	}
 	first := slices.IndexFunc(doc.Processes, func(p schemas.Process) bool { return p.PID == f.started.PID })
 	return first >= 0 && doc.Processes[first].End == nil
+}
+
+// uncounted is how many records of the trace the guest has counted, and neither
+// sent nor counted as lost.
+func (f *Fold) uncounted(doc *schemas.BehaviorResult) uint64 {
+	if f.start == nil {
+		return 0
+	}
+	for _, s := range f.start.Sources {
+		if have := s.Lost + doc.Records + doc.Bad; s.Source == schemas.SourceTrace && s.Produced > have {
+			return s.Produced - have
+		}
+	}
+	return 0
 }
 
 // clipCoverage bounds the lists of the coverage, which events bring whole.

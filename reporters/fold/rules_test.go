@@ -282,8 +282,9 @@ func TestOtherAnalyzersDocument(t *testing.T) {
 	}
 }
 
-// TestBlinded folds the log of a run whose trace does not have the end of the
-// sample's first process, as when the sample has overwritten the tracer's maps.
+// TestBlinded folds the log of a run whose trace lacks what was made, or the
+// end of the sample's first process, as when the sample has overwritten the
+// tracer's maps.
 func TestBlinded(t *testing.T) {
 	list := events(t, "completed")
 	var d schemas.Digest
@@ -292,24 +293,30 @@ func TestBlinded(t *testing.T) {
 			d = run.Result.SHA256
 		}
 	}
-	b, err := documents{}.Document(d, 1<<20)
+	whole, err := documents{}.Document(d, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var doc schemas.BehaviorResult
-	if err := json.Unmarshal(b, &doc); err != nil {
-		t.Fatal(err)
-	}
-	doc.Processes[0].End, doc.Processes[0].ExitCode = nil, nil
-	if b, err = json.Marshal(doc); err != nil {
-		t.Fatal(err)
-	}
-	r, err := foldAll(list).Report(document(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.Outcome.Value != schemas.OutcomeIncomplete || !strings.Contains(r.Outcome.Reasons[0], "the trace stops before process") {
-		t.Errorf("the outcome is %s: %q", r.Outcome.Value, r.Outcome.Reasons)
+	for reason, change := range map[string]func(*schemas.BehaviorResult){
+		"the trace stops before process":                 func(r *schemas.BehaviorResult) { r.Processes[0].End, r.Processes[0].ExitCode = nil, nil },
+		"38 records of the trace that the guest counted": func(r *schemas.BehaviorResult) { r.Records = 100 },
+	} {
+		var doc schemas.BehaviorResult
+		if err := json.Unmarshal(whole, &doc); err != nil {
+			t.Fatal(err)
+		}
+		change(&doc)
+		b, err := json.Marshal(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := foldAll(list).Report(document(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Outcome.Value != schemas.OutcomeIncomplete || len(r.Outcome.Reasons) != 1 || !strings.Contains(r.Outcome.Reasons[0], reason) {
+			t.Errorf("the outcome is %s (%q); the reason should be %q", r.Outcome.Value, r.Outcome.Reasons, reason)
+		}
 	}
 }
 
