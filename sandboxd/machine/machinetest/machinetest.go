@@ -178,6 +178,9 @@ func WarmConfig(t testing.TB) qemu.Config {
 			return qemu.Hello{}, err
 		}
 		defer ram.Close()
+		if err := ram.Chmod(0o666); err != nil { // a supervisor's user opens it
+			return qemu.Hello{}, err
+		}
 		state, err := os.Create(statePath)
 		if err != nil {
 			return qemu.Hello{}, err
