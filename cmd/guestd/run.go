@@ -266,7 +266,14 @@ func environment(u user, extra map[string]string) []string {
 
 // start forks and execs the command inside the container.
 func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) {
-	err = a.box.do(func() error { return os.Chown(r.Path, int(u.uid), int(u.gid)) })
+	var path string
+	err = a.box.do(func() error {
+		if err := os.Chown(r.Path, int(u.uid), int(u.gid)); err != nil {
+			return err
+		}
+		path, err = lookPath(r.Command[0])
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -283,7 +290,7 @@ func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) 
 		defer a.tracer.Disarm(a.box.tid)
 	}
 	return a.box.spawn(command{
-		path: r.Command[0], argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
+		path: path, argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
 		files: [3]*os.File{in, out.write[0], out.write[1]}, cgroup: a.box.cgroup,
 	})
 }

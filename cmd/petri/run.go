@@ -25,6 +25,7 @@ type submission struct {
 	protocol, hooks string
 	runtime         time.Duration
 	command         string
+	commandSet      func() bool
 	env             []string
 	user            string
 	cold            bool
@@ -39,6 +40,7 @@ func (s *submission) flags(c *cobra.Command) {
 	f.StringVar(&s.protocol, "protocol", "", "file with the protocol; default: the built-in one")
 	f.StringVar(&s.hooks, "hooks", "", "file with the hooks' configuration; default: the built-in one")
 	f.DurationVar(&s.runtime, "runtime", app.DefaultRuntime, "how long the sample may run, 1s to 1h")
+	s.commandSet = func() bool { return f.Changed("command") }
 	f.StringVar(&s.command, "command", "", "command to run instead of the sample; the word {sample} is its path")
 	f.StringArrayVar(&s.env, "env", nil, "NAME=VALUE for the sample's environment; may be repeated")
 	f.StringVar(&s.user, "user", "", "guest user to run as; default: root")
@@ -59,7 +61,7 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 	default:
 		return r, usagef("--priority %q is none of low, normal, high", s.priority)
 	}
-	if s.command != "" {
+	if s.command != "" || s.commandSet() {
 		argv, err := protocol.Split(s.command)
 		if err != nil || len(argv) == 0 {
 			return r, usagef("--command %q: %w", s.command, cmpErr(err, "it has no word"))
