@@ -61,7 +61,7 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 	default:
 		return r, usagef("--priority %q is none of low, normal, high", s.priority)
 	}
-	if s.command != "" || s.commandSet() {
+	if s.commandSet() {
 		argv, err := protocol.Split(s.command)
 		if err != nil || len(argv) == 0 {
 			return r, usagef("--command %q: %w", s.command, cmpErr(err, "it has no word"))
