@@ -50,6 +50,7 @@ type Fleet struct {
 	slots     map[int]bool // user ids in use
 	templates map[string]*template
 	accel     *Accel
+	verified  map[string]bool // images, by key
 }
 
 var _ sandboxd.Machines = (*Fleet)(nil)
@@ -62,7 +63,7 @@ func New(o Options) *Fleet {
 	if o.Accel == "" {
 		o.Accel = "auto"
 	}
-	return &Fleet{opts: o, slots: map[int]bool{}, templates: map[string]*template{}}
+	return &Fleet{opts: o, slots: map[int]bool{}, templates: map[string]*template{}, verified: map[string]bool{}}
 }
 
 // binaries are QEMU's, by the guest's architecture.
@@ -129,6 +130,9 @@ func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
+	if err := f.verify(img); err != nil {
+		return base{}, err
+	}
 	accel, err := f.accelerator(ctx, arch, q, img)
 	if err != nil {
 		return base{}, err
@@ -136,6 +140,24 @@ func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
 	return base{qemu: q, image: img, spec: supervisor.Spec{
 		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: f.opts.Memory, Image: img.Key(), Pcap: f.opts.Pcap,
 	}}, nil
+}
+
+// verify reads an image once in a fleet's life: a damaged one would boot into
+// confusion.
+func (f *Fleet) verify(img *image.Image) error {
+	f.mu.Lock()
+	done := f.verified[img.Key()]
+	f.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := img.Verify(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.verified[img.Key()] = true
+	return nil
 }
 
 // Prepare makes everything that the first machine of an architecture would

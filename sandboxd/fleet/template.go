@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ import (
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/qemu"
 	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -70,7 +72,13 @@ func (f *Fleet) template(ctx context.Context, b base) (*template, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return nil, err
 	}
-	t, err = loadTemplate(dir)
+	f.mu.Lock()
+	t = f.templates[key] // meanwhile made by another caller
+	f.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
+	t, err = loadTemplate(b, dir)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
 			f.opts.Slog.Warn("warm template is unusable, making it anew", "dir", dir, "error", err)
@@ -158,7 +166,7 @@ func (f *Fleet) makeTemplate(ctx context.Context, b base, dir string) (*template
 	if err := os.Rename(tmp, dir); err != nil {
 		return nil, err
 	}
-	return loadTemplate(dir)
+	return loadTemplate(b, dir)
 }
 
 // createFor makes a file that the supervisor's user may write.
@@ -209,25 +217,45 @@ func digestOf(path string) (schemas.Digest, error) {
 	return schemas.Digest(h.Sum(nil)), nil
 }
 
+// check compares a template with what it would be made of now.
+func (t *template) check(b base) error {
+	switch {
+	case t.Schema != schemas.TemplateSchema, t.Version != b.qemu.Version, t.Image != b.image.Key(),
+		t.Kernel.String() != b.image.Kernel.SHA256, t.Initramfs.String() != b.image.Initramfs.SHA256,
+		!slices.Equal(t.Command, qemu.TemplateCommand(b.spec.Accel, b.spec.Memory)):
+		return errors.New("it describes another template")
+	case t.Hello.Version != wire.Version || t.Hello.Kernel != b.image.KernelRelease:
+		return errors.New("it holds the words of another guest")
+	}
+	return nil
+}
+
 // loadTemplate reads a template and copies its RAM into a sealed memory file:
 // QEMU opens what it maps for writing, and a file on the disk would have to be
 // writable by the guest's user.
-func loadTemplate(dir string) (*template, error) {
+func loadTemplate(b base, dir string) (*template, error) {
 	t := &template{dir: dir}
-	b, err := os.ReadFile(filepath.Join(dir, "template.json"))
+	text, err := os.ReadFile(filepath.Join(dir, "template.json"))
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(b, t); err != nil {
+	if err := json.Unmarshal(text, t); err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, "template.json"), err)
+	}
+	if err := t.check(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "template.json"), err)
 	}
 	manifest, err := json.Marshal(t.Template)
 	if err != nil {
 		return nil, err
 	}
 	t.digest = schemas.Sum(manifest)
-	if sum, err := digestOf(t.statePath()); err != nil || sum != t.State {
-		return nil, fmt.Errorf("%s is not what it was: %w", t.statePath(), err)
+	sum, err := digestOf(t.statePath())
+	if err != nil {
+		return nil, fmt.Errorf("read the template's state: %w", err)
+	}
+	if sum != t.State {
+		return nil, fmt.Errorf("%s is not what it was", t.statePath())
 	}
 	t.ram, err = sealedCopy(filepath.Join(dir, "ram"), t.RAM)
 	return t, err
