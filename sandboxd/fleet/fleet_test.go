@@ -17,7 +17,13 @@ func TestReap(t *testing.T) {
 	start := func(args ...string) *exec.Cmd {
 		t.Helper()
 		// The shell's own arguments are what a list of processes shows.
-		cmd := exec.Command("sh", append([]string{"-c", "sleep 60 & wait", "sh"}, args...)...)
+		// It waits without a child, which would show them too until its exec.
+		cmd := exec.Command("sh", append([]string{"-c", "read x", "sh"}, args...)...)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { in.Close() })
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
