@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/image"
@@ -115,11 +116,11 @@ func (f *Fleet) probe(ctx context.Context, arch string, q QEMU, img *image.Image
 	}
 	defer kernel.Close()
 	defer initramfs.Close()
-	// The supervisor's user has no right to /dev/kvm of its own.
+	// As the user that machines run as: who has no right to KVM has no use of it.
 	priv := f.opts.Supervisor
 	uid, free := f.takeUID()
 	defer free()
-	priv.UID = uid
+	priv.UID, priv.Groups = uid, accelGroups("kvm")
 	m, err := supervisor.Start(ctx, supervisor.Spec{
 		Binary: q.Path, Version: q.Version, Accel: "kvm", Arch: arch, Memory: f.opts.Memory, Image: img.Key(), Mark: f.Mark("probe"), Untraced: true,
 	}, supervisor.Files{Kernel: kernel, Initramfs: initramfs}, quiet{}, priv)
@@ -129,6 +130,23 @@ func (f *Fleet) probe(ctx context.Context, arch string, q QEMU, img *image.Image
 	defer m.Close()
 	_, err = m.Poweron(ctx, machine.Identity{Identity: schemas.Identity{Hostname: "probe", MachineID: strings.Repeat("0", 32), MAC: "00:e0:4c:00:00:01"}})
 	return err
+}
+
+// accelGroups are the groups that a machine's user needs for an accelerator:
+// that of /dev/kvm, where it may open it. Root's own group is given to nobody.
+func accelGroups(accel string) []uint32 {
+	if accel != "kvm" {
+		return nil
+	}
+	fi, err := os.Stat("/dev/kvm")
+	if err != nil || fi.Mode().Perm()&0o060 != 0o060 {
+		return nil
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || st.Gid == 0 {
+		return nil
+	}
+	return []uint32{st.Gid}
 }
 
 // quiet observes nothing.

@@ -209,7 +209,7 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 	}
 	uid, free := f.takeUID()
 	priv := f.opts.Supervisor
-	priv.UID = uid
+	priv.UID, priv.Groups = uid, accelGroups(spec.Accel)
 	m, err := supervisor.Start(ctx, spec, files, o, priv)
 	if err != nil {
 		free()

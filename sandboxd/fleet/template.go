@@ -127,7 +127,7 @@ func (f *Fleet) makeTemplate(ctx context.Context, b base, dir string) (*template
 	}
 	defer state.Close()
 	priv := f.opts.Supervisor
-	priv.UID = uid
+	priv.UID, priv.Groups = uid, accelGroups(b.spec.Accel)
 	spec := b.spec
 	spec.Mark = f.Mark("template")
 	serial := &serialTail{}

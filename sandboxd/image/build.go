@@ -194,6 +194,7 @@ func (b *Builder) assemble(ctx context.Context, a arch, m *Manifest, agent []byt
 		return f, nil
 	}
 
+	b.log("unpacking the kernel")
 	deb, err := debPath(m.Packages[0])
 	if err != nil {
 		return nil, nil, err
@@ -247,6 +248,7 @@ func (b *Builder) assemble(ctx context.Context, a arch, m *Manifest, agent []byt
 		}
 		rootFiles = append(rootFiles, fs...)
 	}
+	b.log("packing the guest's file system")
 	root, err := rootEntries(rootFiles)
 	if err != nil {
 		return nil, nil, err

@@ -181,6 +181,14 @@ func call[P, R any](ctx context.Context, m *Machine, name string, value P) (R, e
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(answerTime, cancel) })
 	defer stop()
 	err := m.conn.Call(wait, name, p, &out)
+	var refusal *wire.Error
+	if err != nil && ctx.Err() == nil && !errors.As(err, &refusal) {
+		// The link has ended; the process that held it is about to.
+		select {
+		case <-m.proc.Done():
+		case <-time.After(answerTime):
+		}
+	}
 	if err == nil && out.Error != "" {
 		err = &remoteError{text: out.Error, gone: out.Gone}
 		if out.NotExecuted != nil {

@@ -21,6 +21,8 @@ type Privileges struct {
 	Args    []string
 	// UID is the user and group to become, if we are root; 0 stays root.
 	UID int
+	// Groups are further groups of that user: the one that may use KVM.
+	Groups []uint32
 }
 
 // processNamespaces are what a supervisor is cut off in. Its process namespace
@@ -53,7 +55,7 @@ func attributes(p Privileges) []*syscall.SysProcAttr {
 	if os.Geteuid() == 0 {
 		cut := &syscall.SysProcAttr{Cloneflags: processNamespaces}
 		if p.UID != 0 {
-			cut.Credential = &syscall.Credential{Uid: uint32(p.UID), Gid: uint32(p.UID)}
+			cut.Credential = &syscall.Credential{Uid: uint32(p.UID), Gid: uint32(p.UID), Groups: p.Groups}
 			plain.Credential = cut.Credential
 		}
 		return []*syscall.SysProcAttr{cut, plain}
