@@ -105,10 +105,7 @@ func checkImage(ctx context.Context, cfg app.Config, arch string) check {
 }
 
 func checkAccel(ctx context.Context, cfg app.Config, arch string) check {
-	fl, err := cfg.Fleet("doctor", nil, app.Logger(os.Stderr, false))
-	if err != nil {
-		return check{"accelerator", "error", err.Error(), ""}
-	}
+	fl := cfg.Fleet("doctor", nil, app.Logger(os.Stderr, false))
 	a, err := fl.ChooseAccel(ctx, arch)
 	if err != nil {
 		return check{"accelerator", "error", err.Error(), ""}

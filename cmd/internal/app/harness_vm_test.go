@@ -52,10 +52,6 @@ func build(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A machine's supervisor is another user, who must get at the program.
-	if err := os.Chmod(bin, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	run(t, "go", "build", "-trimpath", "-o", bin+"/petri", root+"/cmd/petri")
 	run(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/guestd-amd64", root+"/cmd/guestd")
 	run(t, bin+"/petri", "--cache", cache(), "guest", "build", "amd64")

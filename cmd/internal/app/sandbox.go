@@ -45,10 +45,7 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 	if err != nil {
 		return err
 	}
-	fl, err := c.Fleet(id, b, log)
-	if err != nil {
-		return err
-	}
+	fl := c.Fleet(id, b, log)
 	queue, err := b.Queue(ctx, image.Arches())
 	if err != nil {
 		return err
@@ -63,11 +60,7 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 }
 
 // Fleet makes the machines of this host.
-func (c *Config) Fleet(id string, b *bus.Bus, log *slog.Logger) (*fleet.Fleet, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
+func (c *Config) Fleet(id string, b *bus.Bus, log *slog.Logger) *fleet.Fleet {
 	var store sandboxd.Store
 	if b != nil {
 		store = c.store(b)
@@ -75,8 +68,8 @@ func (c *Config) Fleet(id string, b *bus.Bus, log *slog.Logger) (*fleet.Fleet, e
 	return fleet.New(fleet.Options{
 		ID: id, Images: c.Images(func(format string, args ...any) { log.Info(fmt.Sprintf(format, args...)) }),
 		Store: store, Accel: c.Accel, Memory: c.Memory, Slog: log,
-		Supervisor: supervisor.Privileges{Program: exe, Args: []string{SupervisorCommand}},
-	}), nil
+		Supervisor: supervisor.Privileges{Args: []string{SupervisorCommand}},
+	})
 }
 
 // Images builds and finds guests' images.

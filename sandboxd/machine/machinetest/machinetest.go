@@ -74,7 +74,7 @@ var shared string
 // Supervisor starts this test binary as a supervisor; its TestMain must be
 // [Main].
 func Supervisor() supervisor.Privileges {
-	return supervisor.Privileges{Program: "/proc/self/exe", Args: []string{supervisorCommand}}
+	return supervisor.Privileges{Args: []string{supervisorCommand}}
 }
 
 // once makes something at the first call and gives every caller the same.

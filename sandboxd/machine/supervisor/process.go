@@ -15,10 +15,9 @@ import (
 
 // Privileges say what a supervisor is started as.
 type Privileges struct {
-	// Program and Args are the command whose main calls [Main]. The mark is
-	// added as the last argument.
-	Program string
-	Args    []string
+	// Args are the arguments with which this program's main calls [Main]. The
+	// mark is added as the last one.
+	Args []string
 	// UID is the user and group to become, if we are root; 0 stays root.
 	UID int
 	// Groups are further groups of that user: the one that may use KVM.
@@ -35,7 +34,9 @@ const processNamespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.
 func startProcess(p Privileges, mark string, inherit []*os.File) (*child.Process, error) {
 	var errs []error
 	for _, attr := range attributes(p) {
-		cmd := exec.Command(p.Program, append(slices.Clone(p.Args), mark)...)
+		// Another user may not be let into the directory where we lie.
+		cmd := exec.Command("/proc/self/exe", append(slices.Clone(p.Args), mark)...)
+		cmd.Args[0] = os.Args[0]
 		cmd.ExtraFiles, cmd.SysProcAttr = inherit, attr
 		proc, err := child.Start(cmd)
 		if err == nil {
@@ -46,7 +47,11 @@ func startProcess(p Privileges, mark string, inherit []*os.File) (*child.Process
 			break
 		}
 	}
-	return nil, fmt.Errorf("start a supervisor: %w", errors.Join(errs...))
+	err := fmt.Errorf("start a supervisor: %w", errors.Join(errs...))
+	if errors.Is(err, syscall.EACCES) {
+		err = fmt.Errorf("%w (machines run as another user, who must be able to run this program: chmod a+rx %s)", err, os.Args[0])
+	}
+	return nil, err
 }
 
 // attributes are the ways to start a supervisor, the best first.
