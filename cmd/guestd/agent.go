@@ -98,7 +98,10 @@ func (a *agent) request(ctx context.Context, name string, params json.RawMessage
 	case guest.ReqCollect:
 		return answer(params, a.collect)
 	case guest.ReqFlush:
-		if a.tracer == nil {
+		a.mu.Lock()
+		traced := a.endTrace != nil
+		a.mu.Unlock()
+		if !traced {
 			return nil, nil
 		}
 		return nil, a.tracer.Flush(ctx)
