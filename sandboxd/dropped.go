@@ -98,7 +98,7 @@ func (d *dropSet) coverage(sum machine.Collected, err error) schemas.SourceCover
 		case f.Stored:
 			c.Bytes += f.Size
 			c.Segments++
-		case f.SHA256 != nil: // a regular file
+		case f.Type == "file":
 			c.Lost++
 			c.Cut += uint64(f.Size)
 		}

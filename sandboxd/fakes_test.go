@@ -306,7 +306,7 @@ func (m *fakeMachine) Collect(context.Context, machine.Collect) (machine.Collect
 	}
 	for _, path := range []string{"/tmp/a", "/tmp/b"} {
 		sum := schemas.Sum([]byte("same"))
-		w := m.o.File(schemas.DroppedFile{FileMeta: schemas.FileMeta{Path: path, Change: "created"}, Size: 4, SHA256: &sum, Stored: true})
+		w := m.o.File(schemas.DroppedFile{FileMeta: schemas.FileMeta{Path: path, Change: "created"}, Type: "file", Size: 4, SHA256: &sum, Stored: true})
 		_, _ = w.Write([]byte("same"))
 		w.Close(0, nil)
 	}

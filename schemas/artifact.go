@@ -129,11 +129,15 @@ const DropsSchema = "petri.drops.v1"
 // DroppedFile is one line of a [DropList].
 type DroppedFile struct {
 	FileMeta
+	Type   string  `json:"type"` // file, directory, link, device, fifo, socket or, where it was deleted, none
 	Size   int64   `json:"size"`
-	SHA256 *Digest `json:"sha256,omitempty"` // of regular files; by the guest's word where it was not collected
+	SHA256 *Digest `json:"sha256,omitempty"` // of files that were read; by the guest's word where they were not collected
 	Stored bool    `json:"stored"`           // an artifact holds the bytes
 	Reason string  `json:"reason,omitempty"` // why not
 }
+
+// DroppedTypes are the types of a [DroppedFile].
+var DroppedTypes = []string{"file", "directory", "link", "device", "fifo", "socket", "none"}
 
 // Template is the artifact that says what warm machines are restored from.
 type Template struct {

@@ -136,8 +136,12 @@ func (c *collector) meta(p string, st *unix.Stat_t, old bool) schemas.DroppedFil
 			Path: clipPath(p), Mode: mode, UID: int(st.Uid), GID: int(st.Gid),
 			Modified: time.Unix(st.Mtim.Unix()).UTC(), Change: change,
 		},
-		Size: st.Size,
+		Type: fileTypes[st.Mode&unix.S_IFMT], Size: st.Size,
 	}
+}
+
+var fileTypes = map[uint32]string{
+	unix.S_IFREG: "file", unix.S_IFDIR: "directory", unix.S_IFLNK: "link", unix.S_IFCHR: "device", unix.S_IFBLK: "device", unix.S_IFIFO: "fifo", unix.S_IFSOCK: "socket",
 }
 
 // clipPath makes a path fit into a record: by descriptors a sample can nest
@@ -174,7 +178,7 @@ func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t, old bool
 		f.Reason = "symbolic link"
 	case unix.S_IFCHR:
 		if st.Rdev == 0 { // a whiteout: overlayfs' mark of a deleted file
-			f.Change, f.Reason = "deleted", "deleted"
+			f.Type, f.Change, f.Reason = "none", "deleted", "deleted"
 		} else {
 			f.Reason = "character device"
 		}

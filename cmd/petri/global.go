@@ -20,6 +20,7 @@ import (
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
 // global are the flags that every command has.
@@ -31,7 +32,7 @@ type global struct {
 
 func (g *global) flags(f *pflag.FlagSet) {
 	f.StringVar(&g.cfg.Data, "data", app.DefaultData(), "directory of the log, the artifacts and the credentials")
-	f.StringVar(&g.cfg.Cache, "cache", app.DefaultCache(), "directory of the guests' images")
+	f.StringVar(&g.cfg.Cache, "cache", image.DefaultCache(), "directory of the guests' images")
 	f.StringVar(&g.cfg.NATS, "nats", os.Getenv(app.ServerVariable), "URL of a NATS server of your own (also PETRI_NATS); default: the embedded one")
 	f.StringVar(&g.cfg.Listen, "listen", "", "loopback address of the embedded server; default: a free port")
 	f.StringVar(&g.cfg.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -67,6 +69,12 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 			return r, usagef("--command %q: %w", s.command, cmpErr(err, "it has no word"))
 		}
 		r.Options.Command = argv
+	}
+	// JSON would alter them silently.
+	for _, word := range slices.Concat(r.Options.Command, args, s.env) {
+		if !utf8.ValidString(word) || strings.ContainsRune(word, 0) {
+			return r, usagef("%q is not UTF-8 without NUL, as arguments and environment must be", word)
+		}
 	}
 	for _, kv := range s.env {
 		k, v, ok := strings.Cut(kv, "=")

@@ -90,6 +90,9 @@ func checkFile(f schemas.DroppedFile) (schemas.DroppedFile, error) {
 	if !slices.Contains([]string{"created", "modified", "deleted"}, f.Change) {
 		return f, fmt.Errorf("change %q", clip(f.Change, maxName))
 	}
+	if !slices.Contains(schemas.DroppedTypes, f.Type) {
+		return f, fmt.Errorf("type %q", clip(f.Type, maxName))
+	}
 	if f.Size < 0 || f.Mode > 0o7777 {
 		return f, fmt.Errorf("size %d, mode %o", f.Size, f.Mode)
 	}

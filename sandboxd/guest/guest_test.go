@@ -238,7 +238,7 @@ func TestFilesRoundTrip(t *testing.T) {
 		}
 	}
 	meta := func(p string, stored bool) schemas.DroppedFile {
-		return schemas.DroppedFile{FileMeta: schemas.FileMeta{Path: p, Change: "created", Modified: time.Unix(1, 0).UTC()}, Stored: stored}
+		return schemas.DroppedFile{FileMeta: schemas.FileMeta{Path: p, Change: "created", Modified: time.Unix(1, 0).UTC()}, Type: "file", Stored: stored}
 	}
 	send(meta("/a", true), []byte("a"))
 	send(meta("/b", false), nil)

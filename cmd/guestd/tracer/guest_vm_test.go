@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
-	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
@@ -85,7 +84,7 @@ func start(t testing.TB) *machine {
 		if built.dir, err = os.MkdirTemp("", "tracer-test-"); err != nil {
 			t.Fatal(err)
 		}
-		built.kernel, built.initrd = buildGuest(t, app.DefaultCache(), built.dir)
+		built.kernel, built.initrd = buildGuest(t, image.DefaultCache(), built.dir)
 	})
 	if built.initrd == "" {
 		t.Fatal("the guest's image could not be built")

@@ -48,17 +48,6 @@ func DefaultData() string {
 	return filepath.Join(home(), ".local", "share", "petri")
 }
 
-// DefaultCache is where guests' images are kept.
-func DefaultCache() string {
-	if d := os.Getenv("XDG_CACHE_HOME"); d != "" {
-		return filepath.Join(d, "petri")
-	}
-	if os.Geteuid() == 0 {
-		return "/var/cache/petri"
-	}
-	return filepath.Join(home(), ".cache", "petri")
-}
-
 func home() string {
 	if h, err := os.UserHomeDir(); err == nil {
 		return h

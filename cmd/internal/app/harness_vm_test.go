@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
-	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -74,7 +74,7 @@ func program(t testing.TB, source string) string {
 	return dir + "/sample"
 }
 
-func cache() string { return cmp.Or(os.Getenv("PETRI_TEST_CACHE"), app.DefaultCache()) }
+func cache() string { return cmp.Or(os.Getenv("PETRI_TEST_CACHE"), image.DefaultCache()) }
 
 // run runs a command of a minute or two and returns what it prints.
 func run(t testing.TB, name string, args ...string) string {

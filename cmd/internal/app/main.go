@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+
+	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
 // Main is the main of a daemon of a multi-host installation: one role, against
@@ -24,7 +26,7 @@ func Main(role, what string) int {
 	}
 	f.StringVar(&c.NATS, "nats", os.Getenv(ServerVariable), "URL of the NATS server (also PETRI_NATS)")
 	f.StringVar(&c.Data, "data", DefaultData(), "directory of this daemon's data")
-	f.StringVar(&c.Cache, "cache", DefaultCache(), "directory of the guests' images")
+	f.StringVar(&c.Cache, "cache", image.DefaultCache(), "directory of the guests' images")
 	f.StringVar(&c.Guestd, "guestd", "", "directory of the guest agents; default: beside this program")
 	f.StringVar(&c.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
 	f.IntVar(&c.Parallel, "parallel", 1, "analyses that have a machine at the same time")

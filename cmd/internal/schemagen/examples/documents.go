@@ -21,10 +21,10 @@ func documents() map[string]any {
 			Size: 70144, Coverage: sources()[0],
 		},
 		schemas.DropsSchema: schemas.DropList{Schema: schemas.DropsSchema, Files: []schemas.DroppedFile{
-			{FileMeta: dropped(), Size: 26, SHA256: ptr(droppedDigest), Stored: true},
+			{FileMeta: dropped(), Type: "file", Size: 26, SHA256: ptr(droppedDigest), Stored: true},
 			{
 				FileMeta: schemas.FileMeta{Path: "/tmp/link", Mode: 0o777, Modified: at(12371), Change: "created", Target: "/etc/passwd"},
-				Size:     11, Reason: "a symbolic link",
+				Type:     "link", Size: 11, Reason: "symbolic link",
 			},
 		}, Omitted: 2},
 		schemas.TemplateSchema: schemas.Template{
