@@ -246,7 +246,10 @@ func (a *analysis) run() (machine.Run, error) {
 	p := path.Join(dir, name)
 	r := machine.Run{
 		RunSample: schemas.RunSample{Path: p, Env: a.sub.Options.Env, Dir: dir, User: a.sub.Options.User},
-		Name:      name, Size: a.sub.Sample.Size, Trace: !a.sub.Options.Untraced,
+		Name:      name, Size: a.sub.Sample.Size, Trace: !a.sub.Options.Untraced, Stdin: a.sub.Options.Stdin,
+	}
+	if d := a.sub.Options.Dir; d != "" {
+		r.Dir = d
 	}
 	if r.User == "" {
 		r.User = "root"

@@ -31,6 +31,8 @@ type Options struct {
 	Command   []string          `json:"command,omitempty"`  // argv; {sample} stands for the sample's path. Empty: the sample itself
 	Args      []string          `json:"args,omitempty"`     // appended to the command
 	Env       map[string]string `json:"env,omitempty"`      // added to the guest's usual environment
+	Dir       string            `json:"dir,omitempty"`      // absolute directory to start in; empty: the user's
+	Stdin     []byte            `json:"stdin,omitempty"`    // what the sample can read from standard input; at most 32 KiB
 	User      string            `json:"user,omitempty"`     // whom the sample runs as; empty: root
 	Cold      bool              `json:"cold,omitempty"`     // boot instead of restoring a snapshot
 	Retries   int               `json:"retries,omitempty"`  // new analyses if the sandbox fails

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,7 @@ type submission struct {
 	command         string
 	commandSet      func() bool
 	env             []string
+	dir, stdin      string
 	user            string
 	cold            bool
 	untraced        bool
@@ -45,6 +47,8 @@ func (s *submission) flags(c *cobra.Command) {
 	s.commandSet = func() bool { return f.Changed("command") }
 	f.StringVar(&s.command, "command", "", "command to run instead of the sample; the word {sample} is its path")
 	f.StringArrayVar(&s.env, "env", nil, "NAME=VALUE for the sample's environment; may be repeated")
+	f.StringVar(&s.dir, "dir", "", "guest directory to start in; default: the user's")
+	f.StringVar(&s.stdin, "stdin", "", "file whose bytes the sample can read from its standard input, at most 32 KiB")
 	f.StringVar(&s.user, "user", "", "guest user to run as; default: root")
 	f.BoolVar(&s.cold, "cold", false, "boot the guest instead of restoring a snapshot")
 	f.BoolVar(&s.untraced, "untraced", false, "do not trace system calls (the report says so)")
@@ -53,9 +57,9 @@ func (s *submission) flags(c *cobra.Command) {
 }
 
 func (s *submission) request(path string, args []string) (app.Request, error) {
-	r := app.Request{Path: path, Protocol: s.protocol, Hooks: s.hooks}
+	r := app.Request{Path: path, Protocol: s.protocol, Hooks: s.hooks, Stdin: s.stdin}
 	r.Options = schemas.Options{
-		Runtime: schemas.Duration(s.runtime), Args: args, User: s.user, Cold: s.cold, Untraced: s.untraced,
+		Runtime: schemas.Duration(s.runtime), Args: args, Dir: s.dir, User: s.user, Cold: s.cold, Untraced: s.untraced,
 		Priority: s.priority, Retries: s.retries,
 	}
 	switch s.priority {
@@ -70,8 +74,11 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 		}
 		r.Options.Command = argv
 	}
+	if s.dir != "" && !filepath.IsAbs(s.dir) {
+		return r, usagef("--dir %q is not an absolute path", s.dir)
+	}
 	// JSON would alter them silently.
-	for _, word := range slices.Concat(r.Options.Command, args, s.env) {
+	for _, word := range slices.Concat(r.Options.Command, args, s.env, []string{s.dir}) {
 		if !utf8.ValidString(word) || strings.ContainsRune(word, 0) {
 			return r, usagef("%q is not UTF-8 without NUL, as arguments and environment must be", word)
 		}

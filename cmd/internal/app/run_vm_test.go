@@ -108,6 +108,24 @@ func TestRunStatic(t *testing.T) {
 	}
 }
 
+// TestRunOptions gives a sample arguments, environment, directory, user and
+// standard input.
+func TestRunOptions(t *testing.T) {
+	bin := build(t)
+	dir := t.TempDir()
+	sample, input := dir+"/sample", dir+"/input"
+	for path, text := range map[string]string{sample: "#!/bin/sh\necho \"$@\" $COLOR $(pwd) $(id -un)\ncat\n", input: "from standard input\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, _, code := detonate(t, bin, filepath.Join(t.TempDir(), "data"),
+		"--env", "COLOR=blue", "--dir", "/var", "--user", "nobody", "--stdin", input, sample, "--", "a b", "c")
+	if want := "a b c blue /var nobody\nfrom standard input\n"; code != 0 || r.Console.Stdout != want {
+		t.Errorf("exit code %d, outcome %+v, it printed %q %q, want %q", code, r.Outcome, r.Console.Stdout, r.Console.Stderr, want)
+	}
+}
+
 // TestRunOutcome runs what does not run, or not well, and looks at the outcome
 // and the exit code. None of it is called clean.
 func TestRunOutcome(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/sandboxd/hooks"
 	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
 	"github.com/petri-sandbox/petri/schemas"
 	"github.com/petri-sandbox/petri/schemas/elfid"
@@ -52,6 +53,7 @@ type Request struct {
 	Path     string // of the sample on this host
 	Protocol string // path of a protocol; empty: the default one
 	Hooks    string // path of a hooks' configuration; empty: the default one
+	Stdin    string // path of what the sample reads; empty: nothing
 	Options  schemas.Options
 	Expected []string // analyzers; nil: all that Petri brings
 }
@@ -86,6 +88,11 @@ func Prepare(r Request) (*Prepared, error) {
 	if hooksText != "" {
 		if _, err := hooks.Parse(hooksText); err != nil {
 			return nil, BadInput("%s: %w", r.Hooks, err)
+		}
+	}
+	if r.Stdin != "" {
+		if o.Stdin, err = readFile(r.Stdin, machine.MaxStdin); err != nil {
+			return nil, err
 		}
 	}
 	if o.MaxSample == 0 {
@@ -142,16 +149,25 @@ func readConfig(path, def string) (string, error) {
 	if path == "" {
 		return def, nil
 	}
+	b, err := readFile(path, maxConfig)
+	return string(b), err
+}
+
+// readFile reads a small file of the user's.
+func readFile(path string, limit int64) ([]byte, error) {
 	f, err := openRegular(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return "", BadInput("read %q: %w", path, unwrapPath(err))
+		return nil, BadInput("read %q: %w", path, unwrapPath(err))
 	}
-	return string(b), nil
+	if int64(len(b)) > limit {
+		return nil, BadInput("%q has more than %d bytes", path, limit)
+	}
+	return b, nil
 }
 
 // openRegular opens a file without hanging on a pipe or a device.
