@@ -14,11 +14,12 @@ import (
 // TestReap ends what carries the sandbox' own mark, as a supervisor or as QEMU
 // would, and nothing else.
 func TestReap(t *testing.T) {
-	start := func(args ...string) *exec.Cmd {
+	ended := make(chan string, 3)
+	start := func(mark string, more ...string) {
 		t.Helper()
 		// The shell's own arguments are what a list of processes shows.
 		// It waits without a child, which would show them too until its exec.
-		cmd := exec.Command("sh", append([]string{"-c", "read x", "sh"}, args...)...)
+		cmd := exec.Command("sh", append([]string{"-c", "read x", "sh", mark}, more...)...)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -27,28 +28,27 @@ func TestReap(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-		return cmd
-	}
-	supervisor := start("petri-reaptest-a1")
-	qemu := start("guest=petri-reaptest-a1,process=petri-machine")
-	stranger := start("petri-reaptest2-a1", "see petri-reaptest-a1")
-	ended := make(chan string, 3)
-	for name, cmd := range map[string]*exec.Cmd{"supervisor": supervisor, "qemu": qemu, "stranger": stranger} {
+		gone := make(chan struct{})
 		go func() {
 			_ = cmd.Wait() // a dead child stays in the list of processes until its parent looks
-			ended <- name
+			ended <- mark
+			close(gone)
 		}()
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			<-gone
+		})
 	}
+	start("petri-reaptest-a1")
+	start("guest=petri-reaptest-a1,process=petri-machine")
+	stranger := "petri-reaptest2-a1"
+	start(stranger, "see petri-reaptest-a1")
 	n, err := fleet.New(fleet.Options{ID: "reaptest"}).Reap()
 	if n != 2 || err != nil {
 		t.Errorf("reaped %d, %v", n, err)
 	}
 	for range 2 {
-		if name := <-ended; name == "stranger" {
+		if mark := <-ended; mark == stranger {
 			t.Error("another sandbox' process was ended")
 		}
 	}
