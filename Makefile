@@ -53,7 +53,7 @@ vm-test: guest ## tests that need guests
 test: check race vm-test ## everything
 
 bench: guest ## the figures that Petri promises, each beside its reference
-	$(GO) test -tags vm -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+	$(GO) test -tags vm -p 1 -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 clean: ## what was built; caches stay
 	rm -rf $(BIN)

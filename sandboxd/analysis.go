@@ -80,7 +80,7 @@ func (a *analysis) machineTime(ctx context.Context) (failed error) {
 	}
 	a.c = NewContext(life, Config{
 		Tenant: a.sub.Tenant, Analysis: a.id, Log: a.w.log, Writer: writer, Store: a.w.store,
-		Slog: a.slog, Dir: a.dir, Limits: a.w.opts.Limits.WithDefaults(),
+		Slog: a.slog, Dir: a.dir, Limits: limits(a.sub.Options.Limits),
 	})
 	if err := a.begin(ctx); err != nil {
 		return err
@@ -255,7 +255,7 @@ func (a *analysis) run() (machine.Run, error) {
 		r.User = "root"
 	}
 	r.Command = append(a.expandTo(a.sub.Options.Command, p), a.sub.Options.Args...)
-	l := a.w.opts.Limits.WithDefaults()
+	l := limits(a.sub.Options.Limits)
 	r.Limits = machine.Limits{Stdout: l.Stdout, Tasks: l.Tasks}
 	if len(a.sub.Options.Command) == 0 {
 		// Only of the sample itself is it known what its loader will ask for.

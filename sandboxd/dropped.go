@@ -68,7 +68,7 @@ func (c *Context) CollectFiles(ctx context.Context, event string) error {
 	}()
 	go d.announce()
 	l := c.cfg.Limits
-	sum, err := m.Collect(ctx, machine.Collect{MaxFile: l.DropFile, MaxFiles: l.DropFiles, MaxTotal: l.DropTotal, MaxList: l.DropListed})
+	sum, err := m.Collect(ctx, machine.Collect{MaxFile: l.DroppedFile, MaxFiles: int(l.DroppedFiles), MaxTotal: l.DroppedTotal, MaxList: l.Listed})
 	if err != nil {
 		err = fmt.Errorf("collect files: %w", err)
 	}
@@ -150,7 +150,7 @@ func (discardFile) Close(int64, error)          {}
 func (d *dropSet) begin(f schemas.DroppedFile) machine.FileWriter {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.list) >= d.c.cfg.Limits.DropListed {
+	if len(d.list) >= d.c.cfg.Limits.Listed {
 		return discardFile{}
 	}
 	w := &dropWriter{d: d, index: len(d.list)}
@@ -214,8 +214,8 @@ type dropWriter struct {
 }
 
 func (w *dropWriter) Write(p []byte) (int, error) {
-	if w.err == nil && w.size+int64(len(p)) > w.d.c.cfg.Limits.DropFile {
-		w.err = fmt.Errorf("the guest sent more than %d bytes", w.d.c.cfg.Limits.DropFile)
+	if w.err == nil && w.size+int64(len(p)) > w.d.c.cfg.Limits.DroppedFile {
+		w.err = fmt.Errorf("the guest sent more than %d bytes", w.d.c.cfg.Limits.DroppedFile)
 	}
 	if w.err == nil {
 		_, w.err = w.file.Write(p)

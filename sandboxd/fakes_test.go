@@ -351,7 +351,6 @@ type bench struct {
 	cancels  map[string]func(by string)
 	mu       sync.Mutex
 	dir      string
-	limits   sandboxd.Limits
 }
 
 func newBench(t *testing.T) *bench {
@@ -449,7 +448,7 @@ func (b *bench) submission(t *testing.T) schemas.Submission {
 func (b *bench) worker(t *testing.T) (stop func()) {
 	t.Helper()
 	w := sandboxd.NewWorker(b, b.store, b, b, b, sandboxd.Options{
-		ID: "worker", Dir: b.dir, Slog: slog.New(slog.DiscardHandler), Limits: b.limits,
+		ID: "worker", Dir: b.dir, Slog: slog.New(slog.DiscardHandler),
 		Describe: func(arch, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: arch, Start: start} },
 		InstallHooks: func(c *sandboxd.Context, text string) error {
 			if text == "" {

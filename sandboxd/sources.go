@@ -16,41 +16,35 @@ import (
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
 
-// Limits bound what one analysis may keep, in bytes where nothing else is said.
-// The zero value has the defaults.
+// Limits bound what one analysis may keep.
 type Limits struct {
-	Stdout     int64 // of each of stdout and stderr; 4 MiB
-	Serial     int64 // 1 MiB
-	Trace      int64 // 512 MiB
-	Pcap       int64 // 256 MiB
-	DropFile   int64 // of one dropped file; 32 MiB
-	DropFiles  int   // that are kept; 500
-	DropTotal  int64 // 256 MiB
-	DropListed int   // that are listed; 200,000
-	Tasks      int   // processes and threads of the sample; 4096
+	schemas.Limits
+	Serial int64 // bytes of the serial console
+	Listed int   // dropped files that are listed
+	Tasks  int   // processes and threads of the sample
 }
 
-// WithDefaults fills in what is zero.
-func (l Limits) WithDefaults() Limits {
-	set := func(v *int64, d int64) {
-		if *v == 0 {
-			*v = d
+// defaultLimits hold where a submission says nothing else.
+var defaultLimits = Limits{
+	Limits: schemas.Limits{
+		Stdout: 4 << 20, Trace: 512 << 20, Pcap: 256 << 20, DroppedFile: 32 << 20, DroppedFiles: 500, DroppedTotal: 256 << 20,
+	},
+	Serial: 1 << 20, Listed: 200_000, Tasks: 4096,
+}
+
+// limits are those that were asked for, or else the default ones.
+func limits(asked schemas.Limits) Limits {
+	l := defaultLimits
+	for _, f := range []struct {
+		asked int64
+		limit *int64
+	}{
+		{asked.Stdout, &l.Stdout}, {asked.Trace, &l.Trace}, {asked.Pcap, &l.Pcap},
+		{asked.DroppedFile, &l.DroppedFile}, {asked.DroppedFiles, &l.DroppedFiles}, {asked.DroppedTotal, &l.DroppedTotal},
+	} {
+		if f.asked > 0 {
+			*f.limit = f.asked
 		}
-	}
-	set(&l.Stdout, 4<<20)
-	set(&l.Serial, 1<<20)
-	set(&l.Trace, 512<<20)
-	set(&l.Pcap, 256<<20)
-	set(&l.DropFile, 32<<20)
-	set(&l.DropTotal, 256<<20)
-	if l.DropFiles == 0 {
-		l.DropFiles = 500
-	}
-	if l.DropListed == 0 {
-		l.DropListed = 200_000
-	}
-	if l.Tasks == 0 {
-		l.Tasks = 4096
 	}
 	return l
 }

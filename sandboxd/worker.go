@@ -57,7 +57,6 @@ type Options struct {
 	Version  string
 	Dir      string // for what analyses have on the disk while they run
 	Parallel int    // analyses that have a machine at once; default 1
-	Limits   Limits
 	Slog     *slog.Logger
 	// InstallHooks subscribes the hooks of a configuration, or the default
 	// ones if it is empty.

@@ -39,6 +39,18 @@ type Options struct {
 	Priority  string            `json:"priority,omitempty"` // low, normal or high
 	MaxSample int64             `json:"max_sample,omitempty"`
 	Untraced  bool              `json:"untraced,omitempty"` // run without the tracer; a gap in the coverage
+	Limits    Limits            `json:"limits,omitzero"`
+}
+
+// Limits bound what an analysis keeps, in bytes where nothing else is said.
+// What is zero has a default.
+type Limits struct {
+	Stdout       int64 `json:"stdout,omitempty"`        // of each of stdout and stderr; 4 MiB
+	Trace        int64 `json:"trace,omitempty"`         // 512 MiB
+	Pcap         int64 `json:"pcap,omitempty"`          // 256 MiB
+	DroppedFile  int64 `json:"dropped_file,omitempty"`  // of one dropped file; 32 MiB
+	DroppedFiles int64 `json:"dropped_files,omitempty"` // how many are kept; 500
+	DroppedTotal int64 `json:"dropped_total,omitempty"` // of all of them; 256 MiB
 }
 
 // A Submission is what a user asked for: the body of a job.

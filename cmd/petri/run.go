@@ -37,6 +37,7 @@ type submission struct {
 	priority        string
 	retries         int
 	maxSample       string
+	limits          []string
 }
 
 func (s *submission) flags(c *cobra.Command) {
@@ -54,6 +55,7 @@ func (s *submission) flags(c *cobra.Command) {
 	f.BoolVar(&s.untraced, "untraced", false, "do not trace system calls (the report says so)")
 	f.StringVar(&s.priority, "priority", "normal", "low, normal or high")
 	f.StringVar(&s.maxSample, "max-sample", "100M", "largest sample to take")
+	f.StringArrayVar(&s.limits, "limit", nil, "NAME=SIZE, how much is kept of "+strings.Join(limitNames(), ", ")+"; may be repeated")
 }
 
 func (s *submission) request(path string, args []string) (app.Request, error) {
@@ -98,7 +100,47 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 		return r, usagef("--max-sample: %w", err)
 	}
 	r.Options.MaxSample = n
+	for _, kv := range s.limits {
+		name, size, _ := strings.Cut(kv, "=")
+		n, err := parseSize(size)
+		if err != nil {
+			return r, usagef("--limit %q: %w", kv, err)
+		}
+		field := limitOf(&r.Options.Limits, name)
+		if field == nil {
+			return r, usagef("--limit %q: there is no %q, but %s", kv, name, strings.Join(limitNames(), ", "))
+		}
+		if n > maxLimit {
+			return r, usagef("--limit %q is more than %dG", kv, maxLimit>>30)
+		}
+		*field = n
+	}
 	return r, nil
+}
+
+// maxLimit is as far as a limit can be raised.
+const maxLimit = 16 << 30
+
+func limitNames() []string {
+	return []string{"stdout", "trace", "pcap", "dropped-file", "dropped-files", "dropped-total"}
+}
+
+func limitOf(l *schemas.Limits, name string) *int64 {
+	switch name {
+	case "stdout":
+		return &l.Stdout
+	case "trace":
+		return &l.Trace
+	case "pcap":
+		return &l.Pcap
+	case "dropped-file":
+		return &l.DroppedFile
+	case "dropped-files":
+		return &l.DroppedFiles
+	case "dropped-total":
+		return &l.DroppedTotal
+	}
+	return nil
 }
 
 func cmpErr(err error, text string) error {

@@ -117,9 +117,7 @@ func Logger(w io.Writer, verbose bool) *slog.Logger {
 
 // artifactCaps bound what one artifact of a kind may have, in bytes.
 var artifactCaps = bus.Caps{
-	schemas.KindSample:  100 << 20,
-	schemas.KindDropped: 32 << 20,
-	schemas.KindConsole: 4 << 20,
-	schemas.KindMemory:  16 << 30,
-	"template-part":     16 << 30,
+	schemas.KindSample: 100 << 20,
+	schemas.KindMemory: 16 << 30,
+	"template-part":    16 << 30,
 }

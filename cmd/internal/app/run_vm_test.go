@@ -165,6 +165,7 @@ func TestRunOutcome(t *testing.T) {
 		{"closes its output and sleeps", write("sleeper", script("exec >&- 2>&- <&-; sleep 1000\n")), []string{"--runtime", "2s"}, schemas.OutcomeCompleted, 0, ""},
 		{"prints without end", write("printer", script("while :; do cat /bin/busybox; done\n")), []string{"--runtime", "3s"}, schemas.OutcomeIncomplete, 5, "stdout"},
 		{"same bytes twice", write("twice", script("echo same >/tmp/a; echo same >/tmp/b; exit 3\n")), nil, schemas.OutcomeCompleted, 0, ""},
+		{"a limit lowered", write("script", script("echo more than ten bytes\n")), []string{"--limit", "stdout=10"}, schemas.OutcomeIncomplete, 5, "stdout"},
 		{"untraced", write("script", script("exit 0\n")), []string{"--untraced"}, schemas.OutcomeIncomplete, 5, "trace"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
