@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,11 @@ import (
 // the link or dies. The caller's program must do nothing else.
 func Main() error {
 	debug.SetMemoryLimit(goMemory)
+	// For all threads: QEMU is forked of any. (A program with cgo cannot, and
+	// QEMU does it for itself.)
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); errno != 0 && errno != unix.ENOTSUP {
+		return fmt.Errorf("give up new privileges: %w", errno)
+	}
 	link, err := inherited(fdLink)
 	if err != nil {
 		return err
