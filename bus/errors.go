@@ -27,6 +27,7 @@ var (
 // Error codes of nats-server (server/errors.json).
 const (
 	codeWrongLastSequence jetstream.ErrorCode = 10071
+	codeRepeatedInFlight  jetstream.ErrorCode = 10158 // the same message id is being stored
 	codeTooManyRequests   jetstream.ErrorCode = 10167
 	codeMaxMessages       jetstream.ErrorCode = 10077 // maximum messages exceeded and its kin
 )

@@ -128,8 +128,11 @@ func (b *Bus) cancelQueued(ctx context.Context, tenant, analysis, by string) (do
 	if job == nil {
 		return false, fmt.Errorf("analysis %s: %w", analysis, ErrNotFound)
 	}
-	w, err := b.OpenContext(ctx, tenant, analysis)
-	if err != nil || w.Count() > 0 {
+	w, err := b.BeginContext(ctx, tenant, analysis)
+	if errors.Is(err, ErrFenced) {
+		return false, nil
+	}
+	if err != nil {
 		return false, err
 	}
 	e, err := schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost,

@@ -74,34 +74,33 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-func TestOneWriter(t *testing.T) {
+func TestOneWriter(t *testing.T) { oneWriter(t, start(t)) }
+
+// TestBeginContext is a sandbox that has found an analysis without events, and
+// takes it up after somebody else has cancelled it or taken it.
+func TestBeginContext(t *testing.T) {
 	b := start(t)
-	a := newAnalysis(t, b)
-	a.event(schemas.Custom{Name: "mine"})
-	second, err := b.OpenContext(t.Context(), "default", a.id)
+	s := submit(t, b, "normal")
+	early, err := b.BeginContext(t.Context(), "default", s.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second.Count() != 1 {
-		t.Errorf("the second writer found %d events", second.Count())
-	}
-	write := func(w *bus.ContextWriter, name string) error {
-		e, err := schemas.NewEvent("default", a.id, w.NextID(), time.Now(), schemas.OriginHost, schemas.Custom{Name: name})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return w.Write(t.Context(), e)
-	}
-	if err := write(second, "theirs"); err != nil {
+	if err := b.Cancel(t.Context(), "default", s.ID, "somebody"); err != nil {
 		t.Fatal(err)
 	}
-	// The first one has the same number in mind, and must not take the other's
-	// event for its own.
-	if err := write(a.w, "mine_again"); !errors.Is(err, bus.ErrFenced) {
-		t.Errorf("the first writer: %v", err)
+	e, err := schemas.NewEvent("default", s.ID, early.NextID(), time.Now(), schemas.OriginHost, schemas.AnalysisSubmitted{Submission: s, Attempt: 1})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"context mine", "context theirs"}, a.names()); diff != "" {
-		t.Errorf("events (-want +got):\n%s", diff)
+	if err := early.Write(t.Context(), e); !errors.Is(err, bus.ErrFenced) {
+		t.Errorf("whoever began before the cancellation: %v", err)
+	}
+	if _, err := b.BeginContext(t.Context(), "default", s.ID); !errors.Is(err, bus.ErrFenced) {
+		t.Errorf("whoever begins after it: %v", err)
+	}
+	entries, err := b.Context(t.Context(), "default", s.ID)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("%d events, %v", len(entries), err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -48,6 +49,7 @@ func (b *Bus) publish(ctx context.Context, subject string, e schemas.Event, opts
 type ContextWriter struct {
 	b                *Bus
 	tenant, analysis string
+	nonce            string
 	last             uint64 // sequence of the last context event
 	n                int    // how many there are
 }
@@ -59,12 +61,22 @@ func (b *Bus) OpenContext(ctx context.Context, tenant, analysis string) (*Contex
 	return w, err
 }
 
+// BeginContext returns the writer of a new analysis. If the log has context
+// events of it already, whoever wrote them, the error wraps [ErrFenced].
+func (b *Bus) BeginContext(ctx context.Context, tenant, analysis string) (*ContextWriter, error) {
+	w, err := b.OpenContext(ctx, tenant, analysis)
+	if err == nil && w.n > 0 {
+		return nil, fmt.Errorf("begin %s: it has %d events: %w", analysis, w.n, ErrFenced)
+	}
+	return w, err
+}
+
 // openContext also returns the context events that there are.
 func (b *Bus) openContext(ctx context.Context, tenant, analysis string) (*ContextWriter, []Entry, error) {
 	if err := checkTokens(tenant, analysis); err != nil {
 		return nil, nil, err
 	}
-	w := &ContextWriter{b: b, tenant: tenant, analysis: analysis}
+	w := &ContextWriter{b: b, tenant: tenant, analysis: analysis, nonce: nuid.Next()}
 	var entries []Entry
 	err := b.read(ctx, []string{contextSubject(tenant, analysis, ">")}, 0, func(e Entry) error {
 		w.last = e.Seq
@@ -86,8 +98,11 @@ func (w *ContextWriter) NextID() string { return w.analysis + "/context/" + strc
 // analysis has another writer.
 func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
 	all := contextSubject(w.tenant, w.analysis, ">")
+	// Two writers count alike, and a replicated stream looks for a repeated
+	// message before it looks at the sequence: only the writer's own message
+	// may be taken for a repetition.
 	seq, err := w.b.publish(ctx, contextSubject(w.tenant, w.analysis, e.Name()), e,
-		jetstream.WithExpectLastSequenceForSubject(w.last, all))
+		jetstream.WithMsgID(e.ID+"/"+w.nonce), jetstream.WithExpectLastSequenceForSubject(w.last, all))
 	if hasCode(err, codeWrongLastSequence) {
 		// The acknowledgement of an earlier try may have been lost.
 		var mine bool
@@ -115,23 +130,6 @@ func (b *Bus) isLast(ctx context.Context, subject string, e schemas.Event) (seq 
 	}
 	body, err := json.Marshal(e)
 	return m.Sequence, bytes.Equal(m.Data, body), err
-}
-
-// lastMsg reads the last message of a subject, which may hold wildcards.
-func (b *Bus) lastMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
-	var m *jetstream.RawStreamMsg
-	err := retry(ctx, func(ctx context.Context) error {
-		s, err := b.js.Stream(ctx, streamLog)
-		if err != nil {
-			return err
-		}
-		m, err = s.GetLastMsgForSubject(ctx, subject)
-		return err
-	})
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, fmt.Errorf("%s: %w", subject, ErrNotFound)
-	}
-	return m, err
 }
 
 // PublishArtifact announces an artifact whose bytes the store has.

@@ -30,7 +30,9 @@ var (
 
 // A Log is where an analysis' facts go.
 type Log interface {
-	// OpenContext returns the writer of an analysis' context events.
+	// OpenContext returns the writer of a new analysis' context events. If there
+	// are some already the error wraps [ErrFenced]: it was cancelled while it
+	// waited, or somebody else runs it.
 	OpenContext(ctx context.Context, tenant, analysis string) (ContextLog, error)
 	PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.Artifact) error
 	PublishSegment(ctx context.Context, e schemas.Event, s *schemas.Segment) error

@@ -108,21 +108,25 @@ func installHooks(c *sandboxd.Context, text string) error {
 type logAdapter struct{ *bus.Bus }
 
 func (l logAdapter) OpenContext(ctx context.Context, tenant, analysis string) (sandboxd.ContextLog, error) {
-	w, err := l.Bus.OpenContext(ctx, tenant, analysis)
+	w, err := l.BeginContext(ctx, tenant, analysis)
 	if err != nil {
-		return nil, err
+		return nil, fenced(err)
 	}
 	return contextWriter{w}, nil
+}
+
+// fenced says a lost analysis in sandboxd's words.
+func fenced(err error) error {
+	if errors.Is(err, bus.ErrFenced) {
+		return fmt.Errorf("%w: %w", sandboxd.ErrFenced, err)
+	}
+	return err
 }
 
 type contextWriter struct{ *bus.ContextWriter }
 
 func (w contextWriter) Write(ctx context.Context, e schemas.Event) error {
-	err := w.ContextWriter.Write(ctx, e)
-	if errors.Is(err, bus.ErrFenced) {
-		return fmt.Errorf("%w: %w", sandboxd.ErrFenced, err)
-	}
-	return err
+	return fenced(w.ContextWriter.Write(ctx, e))
 }
 
 // store is where sandboxd's artifacts go.

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// cluster runs n servers of one cluster and connects to the first.
+func cluster(t *testing.T, n int) *bus.Bus {
+	t.Helper()
+	var routes []*url.URL
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
+		l.Close()
+	}
+	var servers []*server.Server
+	for i, r := range routes {
+		var port int
+		if _, err := fmt.Sscanf(r.Port(), "%d", &port); err != nil {
+			t.Fatal(err)
+		}
+		s, err := server.NewServer(&server.Options{
+			ServerName: fmt.Sprintf("n%d", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true,
+			MaxPayload: 4 << 20, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 1 << 30,
+			Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: port}, Routes: routes,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		servers = append(servers, s)
+	}
+	t.Cleanup(func() {
+		for _, s := range servers {
+			s.Shutdown()
+			s.WaitForShutdown()
+		}
+	})
+	// The cluster has a leader, who knows of everybody.
+	ready := func() bool {
+		for _, s := range servers {
+			if s.JetStreamIsLeader() {
+				return len(s.JetStreamClusterPeers()) == n
+			}
+		}
+		return false
+	}
+	for end := time.Now().Add(30 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the cluster does not come up")
+		}
+	}
+	var b *bus.Bus
+	var err error
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		b, err = bus.Connect(ctx, bus.Address{URL: servers[0].ClientURL()}, "test")
+		cancel()
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+func replicas(t *testing.T, b *bus.Bus, stream string) int {
+	t.Helper()
+	s, err := b.JetStream().Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.CachedInfo().Config.Replicas
+}
+
+func TestCluster(t *testing.T) {
+	b := cluster(t, 3)
+	if err := b.Reconcile(t.Context(), bus.Limits{Replicas: 3, Log: 64 << 20, Store: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("one writer", func(t *testing.T) { oneWriter(t, b) })
+}
+
+// oneWriter has two writers of an analysis, of which the first must notice.
+func oneWriter(t *testing.T, b *bus.Bus) {
+	a := newAnalysis(t, b)
+	a.event(schemas.Custom{Name: "mine"})
+	second, err := b.OpenContext(t.Context(), "default", a.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Count() != 1 {
+		t.Errorf("the second writer found %d events", second.Count())
+	}
+	write := func(w *bus.ContextWriter, name string) error {
+		e, err := schemas.NewEvent("default", a.id, w.NextID(), time.Now(), schemas.OriginHost, schemas.Custom{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.Write(t.Context(), e)
+	}
+	if err := write(second, "theirs"); err != nil {
+		t.Fatal(err)
+	}
+	// The first one has the same number in mind, and must not take the other's
+	// event for its own.
+	if err := write(a.w, "mine_again"); !errors.Is(err, bus.ErrFenced) {
+		t.Errorf("the first writer: %v", err)
+	}
+	if got := fmt.Sprint(a.names()); got != "[context mine context theirs]" {
+		t.Errorf("events %s", got)
+	}
+}

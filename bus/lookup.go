@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// lookup asks for one message of a stream. Exactly one way of asking is set:
+// the last of a subject, or the next of a subject from a sequence on.
+type lookup struct {
+	Last string `json:"last_by_subj,omitempty"`
+	Next string `json:"next_by_subj,omitempty"`
+	Seq  uint64 `json:"seq,omitempty"`
+}
+
+// lookupIn reads one message from a stream's leader. The client's own get asks
+// any replica, which may not have yet what was acknowledged a moment ago: an
+// artifact would be refused because a follower has not heard of it. If there
+// is no such message the error wraps [ErrNotFound].
+// https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-31.md
+func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream.RawStreamMsg, error) {
+	req, err := json.Marshal(l)
+	if err != nil {
+		return nil, err
+	}
+	var reply struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Subject string    `json:"subject"`
+			Seq     uint64    `json:"seq"`
+			Data    []byte    `json:"data"`
+			Time    time.Time `json:"time"`
+		} `json:"message"`
+	}
+	err = retry(ctx, func(ctx context.Context) error {
+		m, err := b.nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.MSG.GET."+stream, req)
+		if err != nil {
+			return err
+		}
+		reply.Error, reply.Message = nil, nil
+		if err := json.Unmarshal(m.Data, &reply); err != nil {
+			return fmt.Errorf("read the server's answer: %w", err)
+		}
+		if reply.Error != nil {
+			return reply.Error
+		}
+		if reply.Message == nil {
+			return errors.New("the server's answer has no message")
+		}
+		return nil
+	})
+	if hasCode(err, jetstream.JSErrCodeMessageNotFound) || hasCode(err, jetstream.JSErrCodeStreamNotFound) {
+		return nil, fmt.Errorf("%s%s in %s: %w", l.Last, l.Next, stream, ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m := reply.Message
+	return &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Seq, Data: m.Data, Time: m.Time}, nil
+}
+
+// lastMsg reads the last message of a subject of the log, which may hold
+// wildcards.
+func (b *Bus) lastMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
+	return b.lookupIn(ctx, streamLog, lookup{Last: subject})
+}
