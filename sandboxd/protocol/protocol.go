@@ -26,6 +26,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/petri-sandbox/petri/sandboxd/internal/yamlfile"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -35,7 +36,6 @@ import (
 var Default string
 
 const (
-	maxText  = 64 << 10
 	maxSteps = 200
 	maxTime  = time.Hour
 )
@@ -88,7 +88,7 @@ type Step struct {
 	Payload map[string]string // trigger
 	Command []string          // exec
 
-	Line int // in the text
+	Line, Column int // in the text
 }
 
 // What a wait can wait for, besides names of context events.
@@ -105,21 +105,9 @@ type Protocol struct {
 }
 
 // An Error is a mistake in a protocol's text.
-type Error struct {
-	Line, Column int
-	Text         string // what is wrong, and how to mend it
-}
+type Error = yamlfile.Error
 
-func (e *Error) Error() string {
-	if e.Line == 0 {
-		return e.Text
-	}
-	return fmt.Sprintf("line %d, column %d: %s", e.Line, e.Column, e.Text)
-}
-
-func at(n *yaml.Node, format string, args ...any) error {
-	return &Error{Line: n.Line, Column: n.Column, Text: fmt.Sprintf(format, args...)}
-}
+var at = yamlfile.At
 
 // option is a key of a step: whether it applies and how it is read.
 type option struct {
@@ -148,7 +136,7 @@ var kinds = map[Kind]Step{
 var options = map[string]option{
 	"timeout":    {nil, func(s *Step, n *yaml.Node) error { return readDuration(n, &s.Timeout) }},
 	"on_failure": {nil, readOnFailure},
-	"cold":       {[]Kind{Poweron}, func(s *Step, n *yaml.Node) error { return n.Decode(&s.Cold) }},
+	"cold":       {[]Kind{Poweron}, readCold},
 	"until":      {[]Kind{Wait}, readUntil},
 	"quiet":      {[]Kind{Wait}, func(s *Step, n *yaml.Node) error { return readDuration(n, &s.Quiet) }},
 	"limit":      {[]Kind{Wait}, readLimit},
@@ -161,22 +149,19 @@ var options = map[string]option{
 // Parse reads and checks a protocol. The error is a *[Error] or several of
 // them, joined.
 func Parse(text string) (*Protocol, error) {
-	if len(text) > maxText {
-		return nil, &Error{Text: fmt.Sprintf("the protocol has %d bytes; %d are allowed", len(text), maxText)}
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
-		return nil, &Error{Text: strings.TrimPrefix(err.Error(), "yaml: ")}
-	}
-	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
-		return nil, &Error{Text: "a protocol is a mapping with the keys name and steps"}
+	doc, err := yamlfile.Read(text, "a protocol", "a mapping with the keys name and steps")
+	if err != nil {
+		return nil, err
 	}
 	p := &Protocol{}
 	var errs []error
 	var steps *yaml.Node
-	for key, value := range pairs(doc.Content[0]) {
+	for key, value := range yamlfile.Pairs(doc) {
 		switch key.Value {
 		case "name":
+			if value.Kind != yaml.ScalarNode {
+				errs = append(errs, at(value, "name is one text (name: my-protocol)"))
+			}
 			p.Name = value.Value
 		case "steps":
 			steps = value
@@ -185,10 +170,10 @@ func Parse(text string) (*Protocol, error) {
 		}
 	}
 	if steps == nil || steps.Kind != yaml.SequenceNode || len(steps.Content) == 0 {
-		return nil, errors.Join(append(errs, at(doc.Content[0], "a protocol needs steps: a list, one step per line"))...)
+		return nil, errors.Join(append(errs, at(doc, "a protocol needs steps: a list, one step per line"))...)
 	}
 	if len(steps.Content) > maxSteps {
-		return nil, at(steps, "%d steps; %d are allowed", len(steps.Content), maxSteps)
+		return nil, at(steps, "%d steps; %d are allowed (take some away)", len(steps.Content), maxSteps)
 	}
 	for _, n := range steps.Content {
 		s, err := parseStep(n)
@@ -200,22 +185,12 @@ func Parse(text string) (*Protocol, error) {
 	}
 	if len(errs) == 0 {
 		errs = append(errs, p.check()...)
+		errs = append(errs, p.checkUntil(steps)...)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return p, nil
-}
-
-// pairs walks a mapping.
-func pairs(n *yaml.Node) func(func(k, v *yaml.Node) bool) {
-	return func(yield func(k, v *yaml.Node) bool) {
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if !yield(n.Content[i], n.Content[i+1]) {
-				return
-			}
-		}
-	}
 }
 
 // parseStep reads "kind", "kind: value" or "kind: {options}".
@@ -232,9 +207,9 @@ func parseStep(n *yaml.Node) (Step, error) {
 	}
 	s, ok := kinds[Kind(key.Value)]
 	if !ok {
-		return Step{}, at(key, "unknown step %q (there are: %s)", key.Value, strings.Join(Kinds(), ", "))
+		return Step{}, at(key, "unknown step %q (%s)", key.Value, yamlfile.Nearest(key.Value, Kinds()))
 	}
-	s.Kind, s.Line = Kind(key.Value), key.Line
+	s.Kind, s.Line, s.Column = Kind(key.Value), key.Line, key.Column
 	switch {
 	case value == nil || value.Tag == "!!null":
 	case value.Kind == yaml.MappingNode:
@@ -250,10 +225,10 @@ func parseStep(n *yaml.Node) (Step, error) {
 }
 
 func readOptions(s *Step, n *yaml.Node) error {
-	for key, value := range pairs(n) {
+	for key, value := range yamlfile.Pairs(n) {
 		o, ok := options[key.Value]
 		if !ok || len(o.kinds) > 0 && !slices.Contains(o.kinds, s.Kind) {
-			return at(key, "%s has no option %q (it has: %s)", s.Kind, key.Value, strings.Join(optionsOf(s.Kind), ", "))
+			return at(key, "%s has no option %q (%s)", s.Kind, key.Value, yamlfile.Nearest(key.Value, optionsOf(s.Kind)))
 		}
 		if err := o.read(s, value); err != nil {
 			var e *Error
@@ -302,17 +277,17 @@ func (k Kind) analysis() bool { return k == StartAnalysis || k == WaitAnalysis }
 func (p *Protocol) check() []error {
 	var errs []error
 	fail := func(s Step, format string, args ...any) {
-		errs = append(errs, &Error{Line: s.Line, Column: 1, Text: fmt.Sprintf(format, args...)})
+		errs = append(errs, &Error{Line: s.Line, Column: s.Column, Text: fmt.Sprintf(format, args...)})
 	}
 	started, waited, on := false, false, false
 	for _, s := range p.Steps {
 		switch {
 		case s.Kind == StartAnalysis && started:
-			fail(s, "start_analysis comes once")
+			fail(s, "start_analysis comes once (take this one away)")
 		case s.Kind == WaitAnalysis && !started:
-			fail(s, "wait_analysis needs start_analysis before it")
+			fail(s, "wait_analysis needs start_analysis before it (add - start_analysis)")
 		case s.Kind == WaitAnalysis && waited:
-			fail(s, "wait_analysis comes once")
+			fail(s, "wait_analysis comes once (take this one away)")
 		case !s.Kind.analysis() && started:
 			fail(s, "%s after start_analysis: the machine is gone by then (move it before)", s.Kind)
 		case s.Kind == Poweron:
@@ -327,6 +302,56 @@ func (p *Protocol) check() []error {
 		fail(p.Steps[len(p.Steps)-1], "a protocol ends with start_analysis and wait_analysis (add them)")
 	}
 	return errs
+}
+
+// checkUntil refuses waits for what nothing publishes: they would end with
+// their limit, and nobody would know why.
+func (p *Protocol) checkUntil(steps *yaml.Node) []error {
+	known := append(p.Events(), UntilTreeExited, UntilQuiet)
+	var errs []error
+	for _, n := range steps.Content {
+		if n.Kind != yaml.MappingNode {
+			continue
+		}
+		for key, value := range yamlfile.Pairs(n.Content[1]) {
+			if key.Value != "until" {
+				continue
+			}
+			names := value.Content
+			if value.Kind == yaml.ScalarNode {
+				names = []*yaml.Node{value}
+			}
+			for _, name := range names {
+				if !slices.Contains(known, name.Value) {
+					errs = append(errs, at(name, "until: nothing publishes %s (%s)", name.Value, yamlfile.Nearest(name.Value, known)))
+				}
+			}
+		}
+	}
+	return errs
+}
+
+// events are what the sandbox publishes of its own accord while an analysis
+// has its context.
+var events = []string{
+	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady,
+	schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventFault, schemas.EventLogAway,
+	schemas.EventHookFailed, schemas.EventStepFailed, schemas.EventExec, schemas.EventStartAnalysis,
+}
+
+// Events lists the names of the context events that can be published in a run
+// of the protocol.
+func (p *Protocol) Events() []string {
+	out := slices.Clone(events)
+	for _, verb := range []Kind{Poweron, Pause, Resume, Shutdown, PoweroffStep, Restart} {
+		out = append(out, "pre_"+string(verb), "post_"+string(verb), "failed_"+string(verb))
+	}
+	for _, s := range p.Steps {
+		if s.Kind == Trigger && !slices.Contains(out, s.Event) {
+			out = append(out, s.Event)
+		}
+	}
+	return out
 }
 
 // Kinds lists the names of all steps.
@@ -359,20 +384,27 @@ func readDuration(n *yaml.Node, into *time.Duration) error {
 	return nil
 }
 
+func readCold(s *Step, n *yaml.Node) error {
+	if err := n.Decode(&s.Cold); err != nil {
+		return at(n, "cold is true or false")
+	}
+	return nil
+}
+
 func readOnFailure(s *Step, n *yaml.Node) error {
 	s.OnFailure = OnFailure(n.Value)
 	switch s.OnFailure {
 	case Stop, Continue, Poweroff:
 		return nil
 	}
-	return at(n, "on_failure %q is none of stop, continue, poweroff", n.Value)
+	return at(n, "on_failure %q is none of stop, continue, poweroff (write one of them)", n.Value)
 }
 
 func readUntil(s *Step, n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode {
 		s.Until = []string{n.Value}
-	} else if err := n.Decode(&s.Until); err != nil {
-		return at(n, "until is a name or a list of names")
+	} else if err := n.Decode(&s.Until); err != nil || len(s.Until) == 0 {
+		return at(n, "until is a name or a list of names (until: [tree_exited, quiet])")
 	}
 	for _, u := range s.Until {
 		if err := schemas.CheckEventName(u); err != nil {
@@ -420,7 +452,7 @@ func readEvent(s *Step, n *yaml.Node) error {
 
 func readPayload(s *Step, n *yaml.Node) error {
 	if err := n.Decode(&s.Payload); err != nil {
-		return at(n, "payload is a mapping of names to texts")
+		return at(n, "payload is a mapping of names to texts (payload: {key: value})")
 	}
 	return nil
 }
@@ -435,7 +467,7 @@ func readCommand(s *Step, n *yaml.Node) error {
 		return nil
 	}
 	if err := n.Decode(&s.Command); err != nil {
-		return at(n, "command is a list of words, or one text that is split by quotes")
+		return at(n, "command is a list of words, or one text that is split by quotes (command: [ps, aux])")
 	}
 	return nil
 }

@@ -64,7 +64,10 @@ func TestSteps(t *testing.T) {
 			t.Error("poweron is not cold")
 		}
 		got := p.Steps[1]
-		got.Line = 0
+		if got.Line != 3 || got.Column != 5 {
+			t.Errorf("%s: line %d, column %d", tt.text, got.Line, got.Column)
+		}
+		got.Line, got.Column = 0, 0
 		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.text, diff)
 		}
@@ -78,15 +81,16 @@ func TestMistakes(t *testing.T) {
 		{"- poweron", "a mapping with the keys name and steps"},
 		{"steps: []", "needs steps"},
 		{"step:\n  - poweron" + end, `line 1, column 1: unknown key "step"`},
-		{"steps:\n  - powron" + end, `line 2, column 5: unknown step "powron" (there are: dump_memory, exec,`},
-		{"steps:\n  - poweron: {timeuot: 5s}" + end, `line 2, column 15: poweron has no option "timeuot" (it has: cold, on_failure, timeout)`},
+		{"steps:\n  - powron" + end, `line 2, column 5: unknown step "powron" (did you mean poweron?)`},
+		{"steps:\n  - explode" + end, `line 2, column 5: unknown step "explode" (there are: dump_memory, exec,`},
+		{"steps:\n  - poweron: {timeuot: 5s}" + end, `line 2, column 15: poweron has no option "timeuot" (did you mean timeout?)`},
 		{"steps:\n  - poweron: {timeout: soon}" + end, `line 2, column 24: "soon" is not a duration (write 500ms`},
 		{"steps:\n  - poweron: {timeout: 5}" + end, "is not a duration"},
 		{"steps:\n  - poweron: {timeout: 2h}" + end, "between 1ms and 1h"},
 		{"steps:\n  - poweron: {on_failure: retry}" + end, `on_failure "retry" is none of stop, continue, poweroff`},
 		{"steps:\n  - poweron: 5s" + end, "write the options of poweron in braces"},
 		{"steps:\n  - pause" + end, "pause before poweron"},
-		{"steps:\n  - poweron\n  - start_analysis\n  - poweroff\n  - wait_analysis\n", "line 4, column 1: poweroff after start_analysis"},
+		{"steps:\n  - poweron\n  - start_analysis\n  - poweroff\n  - wait_analysis\n", "line 4, column 5: poweroff after start_analysis"},
 		{"steps:\n  - poweron\n", "ends with start_analysis and wait_analysis"},
 		{"steps:\n  - wait_analysis\n  - start_analysis\n", "wait_analysis needs start_analysis before it"},
 		{"steps:\n  - start_analysis" + end, "start_analysis comes once"},
@@ -99,7 +103,16 @@ func TestMistakes(t *testing.T) {
 		{"steps:\n  - poweron\n  - wait: {until: [quiet]}" + end, "needs how long"},
 		{"steps:\n  - poweron: {a: 1}\n    pause:" + end, "a step has one name"},
 		{"steps:\n  - poweron\n  - [a]" + end, "a step is a name"},
-		{"steps:\n\t- poweron", "line 2"},
+		{"steps:\n\t- poweron", "line 2, column 1: found character that cannot start any token (indent with spaces"},
+		{"steps:\n  - poweron: {timeout: 1s, timeout: 99s}" + end, `line 2, column 28: "timeout" is here for the second time, after line 2 (keep one of them)`},
+		{"steps:\n  - poweron" + end + "steps:\n  - poweron" + end, `line 5, column 1: "steps" is here for the second time`},
+		{"steps:\n  - poweron" + end + "---\n", "a second document begins here"},
+		{"steps:\n  - poweron: {cold: maybe}" + end, "line 2, column 21: cold is true or false"},
+		{"steps:\n  - poweron\n  - wait: {until: [tree_exitd]}" + end, "line 3, column 20: until: nothing publishes tree_exitd (did you mean tree_exited?)"},
+		{"steps:\n  - poweron\n  - wait: {until: my_evnt}\n  - trigger: my_event" + end, "did you mean my_event?"},
+		{"steps:\n  - poweron\n  - wait: {until: analysis_completed}" + end, "nothing publishes analysis_completed (there are: analysis_claimed,"},
+		{"steps:\n  - poweron\n  - wait: {until: []}" + end, "until is a name or a list of names"},
+		{"name: [a]\nsteps:\n  - poweron" + end, "line 1, column 7: name is one text"},
 		{strings.Repeat("#", 70_000), "bytes; 65536 are allowed"},
 		{"steps:\n" + strings.Repeat("  - wait: 1s\n", 201) + end, "200 are allowed"},
 	}

@@ -78,7 +78,8 @@ func Prepare(r Request) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := protocol.Parse(text); err != nil {
+	proto, err := protocol.Parse(text)
+	if err != nil {
 		return nil, BadInput("protocol %s: %w", name(r.Protocol), err)
 	}
 	hooksText, err := readConfig(r.Hooks, "")
@@ -86,8 +87,12 @@ func Prepare(r Request) (*Prepared, error) {
 		return nil, err
 	}
 	if hooksText != "" {
-		if _, err := hooks.Parse(hooksText); err != nil {
-			return nil, BadInput("%s: %w", r.Hooks, err)
+		cfg, err := hooks.Parse(hooksText)
+		if err == nil {
+			err = cfg.Check(proto.Events())
+		}
+		if err != nil {
+			return nil, BadInput("hooks %s: %w", r.Hooks, err)
 		}
 	}
 	if r.Stdin != "" {
