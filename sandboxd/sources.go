@@ -335,6 +335,8 @@ func (s *source) finish() schemas.SourceCoverage {
 		cov.Status, cov.Reason = schemas.StatusPartial, s.broken
 	case s.ended == nil && s.name == schemas.SourceTrace:
 		cov.Status, cov.Reason = schemas.StatusMissing, "nothing was traced"
+	case s.ended == nil && s.next > 0:
+		cov.Status, cov.Reason = schemas.StatusPartial, "its end was never told"
 	case cov.Status == schemas.StatusWhole && (cov.Lost > 0 || cov.Cut > 0):
 		cov.Status = schemas.StatusPartial
 		cov.Reason = fmt.Sprintf("%d records lost, %d bytes cut", cov.Lost, cov.Cut)

@@ -210,12 +210,15 @@ func (w *StreamWriter) reserve(n int) (int, error) {
 	}
 }
 
-// Close ends the stream.
+// Close ends the stream. A status that is too large is sent as an error.
 func (w *StreamWriter) Close(s Status) error {
 	w.c.mu.Lock()
 	delete(w.c.writers, w.id)
 	w.c.mu.Unlock()
 	b, err := json.Marshal(s)
+	if err == nil && len(b) > MaxPayload {
+		b, err = json.Marshal(Status{Size: s.Size, Cut: s.Cut, Error: fmt.Sprintf("its status has %d bytes, more than %d", len(b), MaxPayload)})
+	}
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,8 @@ type Status struct {
 	Cut    int64  `json:"cut,omitempty"`    // bytes left out because of a limit
 	SHA256 string `json:"sha256,omitempty"` // of all bytes, hex, where the writer knows it
 	Error  string `json:"error,omitempty"`
+	// Detail is what else the two ends have agreed to say of it.
+	Detail json.RawMessage `json:"detail,omitempty"`
 }
 
 type messageKind string

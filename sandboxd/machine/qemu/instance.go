@@ -302,17 +302,22 @@ func (in *instance) serveNetwork(conn *net.UnixConn) {
 	}
 }
 
+// readSerial reads until QEMU, which holds the other end alone, has gone.
 func (in *instance) readSerial(conn *net.UnixConn) {
 	defer conn.Close()
-	stop := context.AfterFunc(in.ctx, func() { conn.Close() })
-	defer stop()
+	c := schemas.SourceCoverage{Source: schemas.SourceSerial, Status: schemas.StatusWhole}
 	for {
 		b := make([]byte, 4<<10)
 		n, err := conn.Read(b)
 		if n > 0 {
+			c.Bytes += int64(n)
 			in.observer.Data(schemas.SourceSerial, b[:n])
 		}
 		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				c.Status, c.Reason = schemas.StatusPartial, err.Error()
+			}
+			in.observer.End(schemas.SourceSerial, c)
 			return
 		}
 	}

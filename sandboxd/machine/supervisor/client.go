@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -37,9 +38,6 @@ type Machine struct {
 	observer machine.Observer
 
 	call sync.Mutex // held by requests that send a descriptor first
-
-	mu   sync.Mutex
-	ends map[schemas.Source][]schemas.SourceCoverage
 
 	streams sync.WaitGroup // sources whose end has not come
 	served  chan error     // the link's end
@@ -99,14 +97,12 @@ func launch(files Files, o machine.Observer, p Privileges, mark string) (*Machin
 		passing.Close()
 		return nil, err
 	}
-	m := &Machine{proc: proc, files: passing, observer: o, ends: map[schemas.Source][]schemas.SourceCoverage{}, served: make(chan error, 1)}
-	m.conn = wire.NewConn(link, wire.Handler{Event: m.event})
-	for src, id := range streamOf {
-		m.streams.Add(1)
-		if err := m.conn.Receive(id, &sink{m: m, src: src}); err != nil {
-			m.kill()
-			return nil, err
-		}
+	m := &Machine{proc: proc, files: passing, observer: o, served: make(chan error, 1)}
+	if err := m.attach(link); err != nil {
+		proc.Kill()
+		link.Close()
+		passing.Close()
+		return nil, err
 	}
 	go func() {
 		err := m.conn.Run(context.Background())
@@ -114,6 +110,18 @@ func launch(files Files, o machine.Observer, p Privileges, mark string) (*Machin
 		m.served <- err
 	}()
 	return m, nil
+}
+
+// attach takes what comes over the link, once it runs.
+func (m *Machine) attach(link io.ReadWriteCloser) error {
+	m.conn = wire.NewConn(link, wire.Handler{Event: m.event})
+	for src, id := range streamOf {
+		if err := m.conn.Receive(id, &sink{m: m, src: src}); err != nil {
+			return err
+		}
+		m.streams.Add(1)
+	}
+	return nil
 }
 
 // lost reports that the machine went with its supervisor, unless we ended it.
@@ -130,41 +138,41 @@ func (m *Machine) lost() {
 }
 
 func (m *Machine) event(name string, data json.RawMessage) {
-	switch name {
-	case eventFact:
-		var e machine.Event
-		if err := json.Unmarshal(data, &e); err == nil {
-			m.observer.Event(e)
-		}
-	case eventEnd:
-		var c schemas.SourceCoverage
-		if err := json.Unmarshal(data, &c); err == nil {
-			m.mu.Lock()
-			// It overtakes the source's last bytes; it is passed on after them.
-			m.ends[c.Source] = append(m.ends[c.Source], c)
-			m.mu.Unlock()
-		}
+	if name != eventFact {
+		return
+	}
+	var e machine.Event
+	if err := json.Unmarshal(data, &e); err == nil {
+		m.observer.Event(e)
 	}
 }
 
 // sink takes one source's bytes.
 type sink struct {
-	m   *Machine
-	src schemas.Source
+	m    *Machine
+	src  schemas.Source
+	came bool // bytes
 }
 
-func (s *sink) Write(p []byte) { s.m.observer.Data(s.src, p) }
+func (s *sink) Write(p []byte) {
+	s.came = true
+	s.m.observer.Data(s.src, p)
+}
 
 func (s *sink) End(st wire.Status) {
 	defer s.m.streams.Done()
-	s.m.mu.Lock()
-	ends := s.m.ends[s.src]
-	s.m.mu.Unlock()
-	for _, c := range ends {
-		s.m.observer.End(s.src, c)
+	var told ends
+	switch {
+	case st.Error != "":
+		told = ends{noEnd("the machine's supervisor did not tell its end: " + st.Error)}
+	case len(st.Detail) > 0 && json.Unmarshal(st.Detail, &told) != nil:
+		told = ends{noEnd("the machine's supervisor told its end in a way that cannot be read")}
+	case len(told) == 0 && s.came:
+		told = ends{noEnd("the machine's supervisor did not tell its end")}
 	}
-	if st.Error != "" {
-		s.m.observer.End(s.src, schemas.SourceCoverage{Source: s.src, Status: schemas.StatusPartial, Reason: "the machine's supervisor died: " + st.Error})
+	for _, c := range told {
+		c.Source = s.src
+		s.m.observer.End(s.src, c)
 	}
 }
 
@@ -178,7 +186,13 @@ func call[P, R any](ctx context.Context, m *Machine, name string, value P) (R, e
 	// The answer may take a moment longer than the deed.
 	wait, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(answerTime, cancel) })
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			time.AfterFunc(answerTime, cancel)
+			return
+		}
+		cancel() // the supervisor does not know, and does not answer sooner
+	})
 	defer stop()
 	err := m.conn.Call(wait, name, p, &out)
 	var refusal *wire.Error

@@ -80,13 +80,11 @@ type result[T any] struct {
 	NotExecuted *machine.NotExecuted `json:"not_executed,omitempty"`
 }
 
-// Events of a supervisor.
-const (
-	eventFact = "fact" // [machine.Event]
-	eventEnd  = "end"  // [schemas.SourceCoverage]: a source has ended
-)
+// eventFact is a supervisor's event: a [machine.Event].
+const eventFact = "fact"
 
-// Streams of the link.
+// Streams of the link. Those of sources end with an [ends] as the status'
+// detail: nothing else orders a source's coverage behind its last bytes.
 const (
 	streamTrace uint16 = iota + 1
 	streamPcap
@@ -96,6 +94,14 @@ const (
 
 	streamFiles
 )
+
+// ends are what became of a source, once for each start of the machine.
+type ends []schemas.SourceCoverage
+
+// noEnd is the coverage of a source whose own word of its end never came.
+func noEnd(reason string) schemas.SourceCoverage {
+	return schemas.SourceCoverage{Status: schemas.StatusPartial, Reason: reason}
+}
 
 var streamOf = map[schemas.Source]uint16{
 	schemas.SourceTrace:  streamTrace,

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -30,10 +31,8 @@ import (
 // the link or dies. The caller's program must do nothing else.
 func Main() error {
 	debug.SetMemoryLimit(goMemory)
-	// For all threads: QEMU is forked of any. (A program with cgo cannot, and
-	// QEMU does it for itself.)
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); errno != 0 && errno != unix.ENOTSUP {
-		return fmt.Errorf("give up new privileges: %w", errno)
+	if err := noNewPrivileges(); err != nil {
+		return fmt.Errorf("give up new privileges: %w", err)
 	}
 	link, err := inherited(fdLink)
 	if err != nil {
@@ -46,8 +45,31 @@ func Main() error {
 	s := &server{files: files}
 	s.conn = wire.NewConn(link, wire.Handler{Request: s.request})
 	err = s.conn.Run(context.Background())
-	s.close(context.Background())
+	s.close()
 	return err
+}
+
+// noNewPrivileges takes new privileges from all threads: QEMU is forked of any.
+// A program with cgo may set no thread but the one it runs on, and starts itself
+// again from there: what a program is started with, all its threads have.
+func noNewPrivileges() error {
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
+	if errno == 0 {
+		return nil
+	}
+	if errno != unix.ENOTSUP {
+		return errno
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	have, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err != nil || have == 1 {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // Memory of a supervisor, in bytes.
@@ -71,8 +93,17 @@ type server struct {
 
 	mu      sync.Mutex
 	spec    Spec
-	machine *qemu.Machine
+	machine *qemu.Machine // nil until start
 	out     *observer
+
+	closing sync.Once
+}
+
+// current is the machine, and what it reports to.
+func (s *server) current() (*qemu.Machine, *observer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine, s.out
 }
 
 // request carries out one request. A machine's own errors are results, so that
@@ -81,24 +112,44 @@ func (s *server) request(ctx context.Context, name string, raw json.RawMessage) 
 	switch name {
 	case reqStart:
 		return handle(ctx, raw, s.start)
+	case reqSnapshot:
+		return handle(ctx, raw, s.snapshot)
+	case reqClose:
+		return handle(ctx, raw, nothing(func(context.Context) error {
+			s.close()
+			return nil
+		}))
+	}
+	m, out := s.current()
+	if m == nil {
+		return nil, fmt.Errorf("request %q before %q", name, reqStart)
+	}
+	switch name {
 	case reqPoweron:
-		return handle(ctx, raw, s.machine.Poweron)
+		return handle(ctx, raw, m.Poweron)
 	case reqPause:
-		return handle(ctx, raw, nothing(s.machine.Pause))
+		return handle(ctx, raw, nothing(m.Pause))
 	case reqResume:
-		return handle(ctx, raw, nothing(s.machine.Resume))
+		return handle(ctx, raw, nothing(m.Resume))
 	case reqRestart:
-		return handle(ctx, raw, s.machine.Restart)
+		return handle(ctx, raw, m.Restart)
 	case reqShutdown:
-		return handle(ctx, raw, nothing(s.machine.Shutdown))
+		return handle(ctx, raw, nothing(m.Shutdown))
 	case reqPoweroff:
-		return handle(ctx, raw, nothing(s.machine.Poweroff))
+		return handle(ctx, raw, nothing(m.Poweroff))
 	case reqFlush:
-		return handle(ctx, raw, nothing(s.machine.Flush))
+		return handle(ctx, raw, nothing(m.Flush))
 	case reqExec:
-		return handle(ctx, raw, s.machine.Exec)
+		return handle(ctx, raw, m.Exec)
 	case reqCollect:
-		return handle(ctx, raw, s.collect)
+		return handle(ctx, raw, func(ctx context.Context, q machine.Collect) (machine.Collected, error) {
+			if err := out.beginFiles(); err != nil {
+				return machine.Collected{}, err
+			}
+			sum, err := m.Collect(ctx, q)
+			out.endFiles(err)
+			return sum, err
+		})
 	case reqRun:
 		return handle(ctx, raw, func(ctx context.Context, r machine.Run) (machine.Started, error) {
 			f, err := s.receiveFile()
@@ -106,7 +157,7 @@ func (s *server) request(ctx context.Context, name string, raw json.RawMessage) 
 				return machine.Started{}, err
 			}
 			defer f.Close()
-			return s.machine.Run(ctx, r, f)
+			return m.Run(ctx, r, f)
 		})
 	case reqDump:
 		return handle(ctx, raw, nothing(func(ctx context.Context) error {
@@ -115,14 +166,7 @@ func (s *server) request(ctx context.Context, name string, raw json.RawMessage) 
 				return err
 			}
 			defer f.Close()
-			return s.machine.DumpMemory(ctx, f)
-		}))
-	case reqSnapshot:
-		return handle(ctx, raw, s.snapshot)
-	case reqClose:
-		return handle(ctx, raw, nothing(func(ctx context.Context) error {
-			s.close(ctx)
-			return nil
+			return m.DumpMemory(ctx, f)
 		}))
 	}
 	return nil, fmt.Errorf("supervisor knows no request %q", name)
@@ -198,26 +242,17 @@ func (s *server) snapshot(ctx context.Context, spec Spec) (guest.Hello, error) {
 	return qemu.Snapshot(ctx, s.config(), s.out, os.NewFile(fdRAM, "ram"), os.NewFile(fdState, "state"))
 }
 
-func (s *server) collect(ctx context.Context, q machine.Collect) (machine.Collected, error) {
-	if err := s.out.beginFiles(); err != nil {
-		return machine.Collected{}, err
-	}
-	sum, err := s.machine.Collect(ctx, q)
-	s.out.endFiles(err)
-	return sum, err
-}
-
-// close ends the machine and then the streams, so that the parent has all that
-// there was when it has their ends.
-func (s *server) close(context.Context) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.machine == nil {
+// close ends the machine, also one that is still starting, and then the
+// streams, so that the parent has all that there was when it has their ends.
+func (s *server) close() {
+	m, out := s.current()
+	if m == nil {
 		return
 	}
-	_ = s.machine.Close()
-	s.out.close()
-	s.machine = qemu.New(qemu.Config{}, s.out) // answers that it is gone
+	s.closing.Do(func() {
+		_ = m.Close()
+		out.close()
+	})
 }
 
 // limit bounds what this process and the QEMU that it starts may take.
@@ -281,8 +316,10 @@ var _ machine.Observer = (*observer)(nil)
 // stream serializes a source's writers: a machine that is started again has
 // new ones.
 type stream struct {
-	mu sync.Mutex
-	w  *wire.StreamWriter
+	mu   sync.Mutex
+	w    *wire.StreamWriter
+	ends ends
+	open bool // bytes have come since the last end
 }
 
 func newObserver(conn *wire.Conn, spec Spec) (*observer, error) {
@@ -323,6 +360,7 @@ func (o *observer) Data(src schemas.Source, p []byte) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.open = true
 	_, _ = s.w.Write(p) // a broken link ends the process
 }
 
@@ -331,13 +369,18 @@ func (o *observer) End(src schemas.Source, c schemas.SourceCoverage) {
 	c.Source = src
 	if src == schemas.SourceTrace {
 		o.traced.Lock()
-		if o.live != nil {
-			c = o.live.end(c)
-			o.live = nil
+		if o.live == nil { // not a byte came, not even the tracer's counts
+			o.live = newLive(o)
 		}
+		c = o.live.end(c)
+		o.live = nil
 		o.traced.Unlock()
 	}
-	_ = o.conn.Notify(eventEnd, c)
+	if s := o.streams[src]; s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.ends, s.open = append(s.ends, c), false
+	}
 }
 
 // serveNetwork is the guest's Ethernet.
@@ -432,8 +475,21 @@ func (o *observer) close() {
 	}
 	o.End(schemas.SourcePcap, c)
 	for _, s := range o.streams {
-		s.mu.Lock()
-		_ = s.w.Close(wire.Status{})
-		s.mu.Unlock()
+		s.close()
 	}
+}
+
+// close sends what became of the source behind its last bytes.
+func (s *stream) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open {
+		s.ends = append(s.ends, noEnd("it ended without a word"))
+	}
+	var st wire.Status
+	var err error
+	if st.Detail, err = json.Marshal(s.ends); err != nil {
+		st.Error = err.Error()
+	}
+	_ = s.w.Close(st)
 }
