@@ -63,8 +63,12 @@ type Machine struct {
 	cfg      Config
 	observer machine.Observer
 
-	mu  sync.Mutex
-	run *instance // the running one, or nil
+	power sync.Mutex // held while it starts or ends
+
+	mu     sync.Mutex
+	run    *instance // the running one, or nil
+	abort  func()    // ends the start under way, or nil
+	closed bool
 }
 
 var _ machine.Machine = (*Machine)(nil)
@@ -76,11 +80,48 @@ func New(cfg Config, o machine.Observer) *Machine {
 
 // Poweron implements [machine.Machine].
 func (m *Machine) Poweron(ctx context.Context, id machine.Identity) (machine.Boot, error) {
+	return m.starting(ctx, func(ctx context.Context) (machine.Boot, error) { return m.poweron(ctx, id) })
+}
+
+// errAborted is the end of a start that was not waited for.
+var errAborted = fmt.Errorf("%w: it was powered off while it started", machine.ErrGone)
+
+// starting runs f, which [Machine.Poweroff] and [Machine.Close] cancel.
+func (m *Machine) starting(ctx context.Context, f func(context.Context) (machine.Boot, error)) (machine.Boot, error) {
+	m.power.Lock()
+	defer m.power.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return machine.Boot{}, machine.ErrGone
+	}
+	m.abort = func() { cancel(errAborted) }
+	m.mu.Unlock()
+	boot, err := f(ctx)
+	m.mu.Lock()
+	m.abort = nil
+	m.mu.Unlock()
+	if err != nil && errors.Is(context.Cause(ctx), errAborted) {
+		return machine.Boot{}, errAborted
+	}
+	return boot, err
+}
+
+// take takes the running instance away, if there is one.
+func (m *Machine) take() *instance {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.run != nil {
-		m.run.close()
-		m.run = nil
+	in := m.run
+	m.run = nil
+	return in
+}
+
+// poweron starts an instance. m.power is held.
+func (m *Machine) poweron(ctx context.Context, id machine.Identity) (machine.Boot, error) {
+	if in := m.take(); in != nil {
+		in.close()
 	}
 	begin := time.Now()
 	fallback := m.cfg.Fallback
@@ -117,7 +158,9 @@ func (m *Machine) Poweron(ctx context.Context, id machine.Identity) (machine.Boo
 }
 
 func (m *Machine) started(in *instance, boot machine.Boot, start, fallback string, begin time.Time) machine.Boot {
+	m.mu.Lock()
 	m.run = in
+	m.mu.Unlock()
 	in.watch()
 	boot.Machine = schemas.MachineSpec{
 		Arch: m.cfg.Arch, Backend: "qemu", Start: start, Accel: m.cfg.Accel, CPUs: 1, Memory: m.cfg.Memory,
@@ -163,6 +206,11 @@ func (m *Machine) command(ctx context.Context, name string) error {
 // Restart implements [machine.Machine]. Everything in the guest's RAM, the
 // sample's files among it, is gone afterwards.
 func (m *Machine) Restart(ctx context.Context, id machine.Identity) (machine.Boot, error) {
+	return m.starting(ctx, func(ctx context.Context) (machine.Boot, error) { return m.restart(ctx, id) })
+}
+
+// restart resets the running instance. m.power is held.
+func (m *Machine) restart(ctx context.Context, id machine.Identity) (machine.Boot, error) {
 	in, err := m.instance()
 	if err != nil {
 		return machine.Boot{}, err
@@ -176,10 +224,7 @@ func (m *Machine) Restart(ctx context.Context, id machine.Identity) (machine.Boo
 	if err != nil {
 		return machine.Boot{}, in.explain(err)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	boot = m.started(in, boot, "cold", "", begin)
-	return boot, nil
+	return m.started(in, boot, "cold", "", begin), nil
 }
 
 // Shutdown implements [machine.Machine].
@@ -203,16 +248,26 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Poweroff implements [machine.Machine].
+// Poweroff implements [machine.Machine]. A start that is under way fails.
 func (m *Machine) Poweroff(context.Context) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.run != nil {
-		m.run.stopping.Store(true)
-		m.run.close()
-		m.run = nil
-	}
+	m.end(false)
 	return nil
+}
+
+// end ends the machine, for good if it is closed.
+func (m *Machine) end(closed bool) {
+	m.mu.Lock()
+	m.closed = m.closed || closed
+	if m.abort != nil {
+		m.abort()
+	}
+	m.mu.Unlock()
+	m.power.Lock() // what was starting has given up
+	defer m.power.Unlock()
+	if in := m.take(); in != nil {
+		in.stopping.Store(true)
+		in.close()
+	}
 }
 
 // Run implements [machine.Machine].
@@ -255,4 +310,7 @@ func (m *Machine) Flush(ctx context.Context) error {
 }
 
 // Close implements [machine.Machine].
-func (m *Machine) Close() error { return m.Poweroff(context.Background()) }
+func (m *Machine) Close() error {
+	m.end(true)
+	return nil
+}
