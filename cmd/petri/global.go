@@ -5,10 +5,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -102,14 +100,6 @@ func interrupted(ctx context.Context, err error) error {
 		return exitError{code: codeInterrupted}
 	}
 	return err
-}
-
-// printJSON writes one JSON document, indented.
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
 }
 
 // terminal says how wide the terminal behind f is; ok is false if it is none.

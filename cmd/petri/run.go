@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -150,25 +152,29 @@ func cmpErr(err error, text string) error {
 	return errors.New(text)
 }
 
-// parseSize reads a number of bytes with an optional K, M or G.
+// parseSize reads a number of bytes, with K, M or G if it is one of those.
 func parseSize(s string) (int64, error) {
-	var n int64
-	var unit string
-	if k, err := fmt.Sscanf(s, "%d%s", &n, &unit); k < 1 || n <= 0 || k == 1 && err != nil && unit != "" {
-		return 0, fmt.Errorf("%q is no size (write 50M or 1G)", s)
-	}
-	switch strings.ToUpper(strings.TrimSuffix(strings.TrimSuffix(unit, "B"), "i")) {
+	digits := strings.TrimRight(s, "KMGkmg")
+	shift := 0
+	switch strings.ToUpper(s[len(digits):]) {
 	case "":
 	case "K":
-		n <<= 10
+		shift = 10
 	case "M":
-		n <<= 20
+		shift = 20
 	case "G":
-		n <<= 30
+		shift = 30
 	default:
+		digits = ""
+	}
+	n, err := strconv.ParseUint(digits, 10, 63)
+	switch {
+	case errors.Is(err, strconv.ErrRange), err == nil && n > math.MaxInt64>>shift:
+		return 0, fmt.Errorf("%q is too much", s)
+	case err != nil || n == 0:
 		return 0, fmt.Errorf("%q is no size (write 50M or 1G)", s)
 	}
-	return n, nil
+	return int64(n) << shift, nil
 }
 
 func runCommand(g *global) *cobra.Command {
@@ -369,6 +375,9 @@ func printReport(g *global, r *schemas.Report, full bool) error {
 		b, err := fold.Encode(r)
 		if err != nil {
 			return err
+		}
+		if _, tty := terminal(os.Stdout); tty {
+			b = escapeJSON(b) // else the document's own bytes
 		}
 		_, err = os.Stdout.Write(b)
 		return err

@@ -5,7 +5,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -81,14 +80,4 @@ func (g *global) printTrace(ctx context.Context, b *bus.Bus, d schemas.Digest) e
 		}
 	}
 	return w.Flush()
-}
-
-// printLine writes one JSON document on one line.
-func printLine(w io.Writer, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(b, '\n'))
-	return err
 }

@@ -3,7 +3,9 @@
 package app
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +22,7 @@ import (
 	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
+	"github.com/petri-sandbox/petri/sandboxd/wire"
 	"github.com/petri-sandbox/petri/schemas"
 	"github.com/petri-sandbox/petri/schemas/elfid"
 )
@@ -119,11 +122,66 @@ func Prepare(r Request) (*Prepared, error) {
 		}
 	}
 	now := time.Now().UTC()
-	return &Prepared{file: f, Submission: schemas.Submission{
+	p := &Prepared{file: f, Submission: schemas.Submission{
 		ID: schemas.NewID(now), Tenant: schemas.DefaultTenant, Profile: profile(&typ, len(o.Command) > 0),
 		Sample:   schemas.Sample{Name: filepath.Base(r.Path), Size: size, Type: typ},
 		Protocol: text, Hooks: hooksText, Options: o, Expected: expected, Submitted: now,
-	}}, nil
+	}}
+	if err := checkSize(&p.Submission); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// What a submission may take up, encoded: in the guest's one message that says
+// what to run, which must also have room for what the sample's loader asks for,
+// and in the log's first event of the analysis.
+const (
+	maxRun       = wire.MaxPayload - 12<<10
+	maxSubmitted = bus.MaxEvent - 12<<10
+)
+
+// checkSize refuses what would fail only when a machine has been made for it.
+func checkSize(s *schemas.Submission) error {
+	o := s.Options
+	parts := []part{
+		{"the sample's arguments", jsonSize(o.Args)}, {"--command", jsonSize(o.Command)}, {"--env", jsonSize(o.Env)},
+		{"--stdin", jsonSize(o.Stdin)}, {"--dir", jsonSize(o.Dir)}, {"--user", jsonSize(o.User)},
+	}
+	if n := total(parts); n > maxRun {
+		return BadInput("what the guest is told to run takes %d bytes, encoded; %d are possible (shorten %s; what is longer can be a part of the sample)", n, maxRun, largest(parts))
+	}
+	parts = append(parts, part{"the protocol", jsonSize(s.Protocol)}, part{"the hooks' configuration", jsonSize(s.Hooks)}, part{"the sample's name", jsonSize(s.Sample)})
+	if n := total(parts); n > maxSubmitted {
+		return BadInput("the submission takes %d bytes, encoded; an event of the log has %d at most (shorten %s)", n, maxSubmitted, largest(parts))
+	}
+	return nil
+}
+
+// part is a part of a submission and its length in JSON.
+type part struct {
+	name string
+	size int
+}
+
+func jsonSize(v any) int {
+	b, _ := json.Marshal(v) // texts, and maps and lists of them
+	return len(b)
+}
+
+func total(parts []part) int {
+	n := 0
+	for _, p := range parts {
+		n += p.size
+	}
+	return n
+}
+
+// largest names the part to shorten.
+func largest(parts []part) string {
+	p := slices.MaxFunc(parts, func(a, b part) int { return cmp.Compare(a.size, b.size) })
+	return fmt.Sprintf("%s, %d bytes", p.name, p.size)
 }
 
 func name(path string) string {
