@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/schemas"
@@ -46,7 +45,7 @@ func (c *Clerk) Run(ctx context.Context) error {
 		return fmt.Errorf("open the inbox: %w", err)
 	}
 	slots := make(chan struct{}, clerkParallel)
-	cc, err := cons.Consume(func(m jetstream.Msg) {
+	err = consume(ctx, cons, func(m jetstream.Msg) {
 		stop := keep(m)
 		slots <- struct{}{}
 		go func() {
@@ -55,22 +54,10 @@ func (c *Clerk) Run(ctx context.Context) error {
 			c.handle(ctx, m)
 		}()
 	}, jetstream.PullMaxMessages(2*clerkParallel))
-	if err != nil {
-		return fmt.Errorf("read the inbox: %w", err)
-	}
-	select {
-	case <-ctx.Done():
-		cc.Stop()
-	case <-cc.Closed():
-	}
-	<-cc.Closed()
 	for range clerkParallel {
 		slots <- struct{}{}
 	}
-	if ctx.Err() == nil {
-		return fmt.Errorf("read the inbox: %w", nats.ErrConnectionClosed)
-	}
-	return ctx.Err()
+	return fmt.Errorf("read the inbox: %w", err)
 }
 
 // errRefused says that a finished task is wrong in itself: trying again gives
@@ -159,44 +146,66 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 			return err
 		}
 	}
-	var msgs []batchMsg
-	for i := range f.Derived {
-		m, err := c.derived(ctx, &f, parent, i, at)
-		if err != nil {
+	for range maxConflicts {
+		var msgs []batchMsg
+		if msgs, err = c.messages(ctx, &f, parent, at); err != nil {
 			return err
 		}
-		if m != nil {
-			msgs = append(msgs, *m)
+		if err = c.write(ctx, f.Task, msgs); !errors.Is(err, errConflict) {
+			break
 		}
 	}
-	for n, finding := range f.Findings {
-		m, err := findingMsg(&f, n, finding, at)
-		if err != nil {
-			return err
-		}
-		msgs = append(msgs, m)
-	}
-	receipt, err := receiptMsg(&f, len(f.Findings), len(msgs)-len(f.Findings), at)
 	if err != nil {
-		return err
-	}
-	if err := c.write(ctx, append(msgs, receipt)); err != nil {
 		return err
 	}
 	return c.amend(ctx, f.Task)
 }
 
-// write stores the messages as one. That the receipt is there already is no
-// error: then so is the rest.
-func (c *Clerk) write(ctx context.Context, msgs []batchMsg) error {
+// maxConflicts is how often one commit may find that somebody else has just
+// announced the same bytes. Then it waits its turn again.
+const maxConflicts = 10
+
+// errConflict says that an artifact's number was taken meanwhile.
+var errConflict = errors.New("the same bytes have been announced meanwhile")
+
+// messages makes what a finished task gives, the receipt last.
+func (c *Clerk) messages(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact, at time.Time) ([]batchMsg, error) {
+	var msgs []batchMsg
+	next := map[string]int{}
+	for i := range f.Derived {
+		m, err := c.derived(ctx, f, parent, i, at, next)
+		if err != nil {
+			return nil, err
+		}
+		msgs = append(msgs, m)
+	}
+	for n, finding := range f.Findings {
+		m, err := findingMsg(f, n, finding, at)
+		if err != nil {
+			return nil, err
+		}
+		msgs = append(msgs, m)
+	}
+	receipt, err := receiptMsg(f, len(f.Findings), len(f.Derived), at)
+	return append(msgs, receipt), err
+}
+
+// write stores the messages of a task as one. That the receipt is there already
+// is no error: then so is the rest. If something else was there it returns
+// [errConflict].
+func (c *Clerk) write(ctx context.Context, t schemas.TaskRef, msgs []batchMsg) error {
 	var err error
 	if len(msgs) == 1 {
 		_, err = c.b.publish(ctx, msgs[0].subject, msgs[0].event, jetstream.WithExpectLastSequencePerSubject(0))
 	} else {
 		err = c.b.publishBatch(ctx, msgs)
 	}
-	if hasCode(err, codeWrongLastSequence) {
-		return nil
+	if !hasCode(err, codeWrongLastSequence) {
+		return err
+	}
+	_, err = c.b.lastMsg(ctx, receiptSubject(t))
+	if errors.Is(err, ErrNotFound) {
+		return errConflict
 	}
 	return err
 }
@@ -305,8 +314,9 @@ func (c *Clerk) adopt(ctx context.Context, analyzer string, kind schemas.Kind, d
 
 // derived announces one derived artifact. Bytes that the analysis has already
 // had are announced again, as another occurrence, but derived no further:
-// their task is done or open, whatever they were derived from.
-func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact, i int, at time.Time) (*batchMsg, error) {
+// their task is done or open, whatever they were derived from. next has the
+// numbers of this task's own occurrences.
+func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact, i int, at time.Time, next map[string]int) (batchMsg, error) {
 	d := f.Derived[i]
 	a := schemas.Artifact{
 		Kind: d.Kind, SHA256: d.SHA256, Size: d.Size, MediaType: d.MediaType, Name: d.Name, File: d.File,
@@ -316,25 +326,25 @@ func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *sc
 		a.Depth = parent.Depth + 1
 	}
 	if a.Depth > maxDepth {
-		return nil, refuse("derived artifact %d is derived %d times; %d are allowed", i, a.Depth, maxDepth)
+		return batchMsg{}, refuse("derived artifact %d is derived %d times; %d are allowed", i, a.Depth, maxDepth)
 	}
 	if err := c.adopt(ctx, f.Task.Analyzer, d.Kind, d.SHA256, d.Size, defaultCap); err != nil {
-		return nil, err
+		return batchMsg{}, err
 	}
-	last, err := c.b.lastMsg(ctx, artifactsOf(f.Task.Tenant, f.Task.Analysis, string(d.Kind), d.SHA256)+".*")
-	if err == nil {
-		var have schemas.Artifact
-		if e, perr := schemas.ParseEvent(last.Data); perr == nil && e.Decode(&have) == nil {
-			a.Occurrence = have.Occurrence + 1
+	subject := artifactsOf(f.Task.Tenant, f.Task.Analysis, string(d.Kind), d.SHA256)
+	if _, ok := next[subject]; !ok {
+		var err error
+		if next[subject], err = c.b.nextOccurrence(ctx, subject); err != nil {
+			return batchMsg{}, err
 		}
-	} else if !errors.Is(err, ErrNotFound) {
-		return nil, err
 	}
+	a.Occurrence = next[subject]
+	next[subject]++
 	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, a.ID(f.Task.Analysis), at, schemas.OriginHost, a)
 	if err != nil {
-		return nil, err
+		return batchMsg{}, err
 	}
-	return &batchMsg{subject: artifactSubject(f.Task.Tenant, f.Task.Analysis, &a), event: e}, nil
+	return batchMsg{subject: artifactSubject(f.Task.Tenant, f.Task.Analysis, &a), event: e, first: true}, nil
 }
 
 func taskID(t schemas.TaskRef, what string) string {
@@ -371,7 +381,7 @@ func (c *Clerk) commitRefusal(ctx context.Context, f schemas.FinishedTask, at ti
 	if err != nil {
 		return err
 	}
-	if err := c.write(ctx, []batchMsg{receipt}); err != nil {
+	if err := c.write(ctx, f.Task, []batchMsg{receipt}); err != nil {
 		return err
 	}
 	return c.amend(ctx, f.Task)

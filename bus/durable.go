@@ -40,6 +40,23 @@ func keep(m jetstream.Msg) (stop func()) {
 	}
 }
 
+// consume gives a consumer's messages to handle, one after the other, until ctx
+// is done, and returns why it ended. Nothing is handled any more then.
+func consume(ctx context.Context, cons jetstream.Consumer, handle jetstream.MessageHandler, opts ...jetstream.PullConsumeOpt) error {
+	cc, err := cons.Consume(handle, opts...)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		cc.Stop()
+		<-cc.Closed()
+		return ctx.Err()
+	case <-cc.Closed():
+		return nats.ErrConnectionClosed
+	}
+}
+
 // Endings calls fn with the ending of every analysis, and with every amendment
 // after it, each at least once, in the log's order, until ctx is done. name
 // keeps the place over restarts. An event for which fn fails comes again.
@@ -57,7 +74,7 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 	if err != nil {
 		return fmt.Errorf("follow the endings: %w", err)
 	}
-	cc, err := cons.Consume(func(m jetstream.Msg) {
+	err = consume(ctx, cons, func(m jetstream.Msg) {
 		defer keep(m)()
 		e, err := schemas.ParseEvent(m.Data())
 		if err == nil {
@@ -72,15 +89,5 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 			_ = m.NakWithDelay(2 * time.Second)
 		}
 	}, jetstream.PullMaxMessages(1))
-	if err != nil {
-		return fmt.Errorf("follow the endings: %w", err)
-	}
-	select {
-	case <-ctx.Done():
-		cc.Stop()
-		<-cc.Closed()
-		return ctx.Err()
-	case <-cc.Closed():
-		return fmt.Errorf("follow the endings: %w", nats.ErrConnectionClosed)
-	}
+	return fmt.Errorf("follow the endings: %w", err)
 }

@@ -132,10 +132,51 @@ func (b *Bus) isLast(ctx context.Context, subject string, e schemas.Event) (seq 
 	return m.Sequence, bytes.Equal(m.Data, body), err
 }
 
-// PublishArtifact announces an artifact whose bytes the store has.
+// PublishArtifact announces an artifact whose bytes the store has. If its
+// occurrence was taken meanwhile, by an analyzer that derived the same bytes,
+// it is given the next one.
 func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.Artifact) error {
-	_, err := b.publish(ctx, artifactSubject(e.Tenant, e.Analysis, a), e)
-	return err
+	art := *a
+	for {
+		subject := artifactSubject(e.Tenant, e.Analysis, &art)
+		_, err := b.publish(ctx, subject, e, jetstream.WithExpectLastSequencePerSubject(0))
+		if !hasCode(err, codeWrongLastSequence) {
+			return err
+		}
+		if _, mine, err := b.isLast(ctx, subject, e); mine || err != nil {
+			return err
+		}
+		if art.Occurrence, err = b.nextOccurrence(ctx, artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)); err != nil {
+			return err
+		}
+		if e, err = schemas.NewEvent(e.Tenant, e.Analysis, art.ID(e.Analysis), e.Time, e.Origin, art); err != nil {
+			return err
+		}
+	}
+}
+
+// nextOccurrence is the number of an artifact's next announcement; subject is
+// that of all its occurrences.
+func (b *Bus) nextOccurrence(ctx context.Context, subject string) (int, error) {
+	m, err := b.lastMsg(ctx, subject+".*")
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(m.Subject[len(subject)+1:])
+	if err != nil {
+		return 0, fmt.Errorf("number the occurrences of %s: %w", subject, err)
+	}
+	for { // the last one need not have the highest number
+		n++
+		if _, err := b.lastMsg(ctx, subject+"."+strconv.Itoa(n)); errors.Is(err, ErrNotFound) {
+			return n, nil
+		} else if err != nil {
+			return 0, err
+		}
+	}
 }
 
 // PublishSegment publishes a segment of a source.

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/schemas"
@@ -50,7 +49,7 @@ func (b *Bus) Project(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("follow the log: %w", err)
 	}
-	cc, err := cons.Consume(func(m jetstream.Msg) {
+	err = consume(ctx, cons, func(m jetstream.Msg) {
 		if err := project(ctx, kv, m); err != nil {
 			if ctx.Err() == nil {
 				log.Error("project an event", "subject", m.Subject(), "error", err)
@@ -60,17 +59,7 @@ func (b *Bus) Project(ctx context.Context, log *slog.Logger) error {
 		}
 		_ = m.Ack()
 	})
-	if err != nil {
-		return fmt.Errorf("follow the log: %w", err)
-	}
-	select {
-	case <-ctx.Done():
-		cc.Stop()
-		<-cc.Closed()
-		return ctx.Err()
-	case <-cc.Closed():
-		return fmt.Errorf("follow the log: %w", nats.ErrConnectionClosed)
-	}
+	return fmt.Errorf("follow the log: %w", err)
 }
 
 func project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -330,6 +331,56 @@ func TestTwiceHandedIn(t *testing.T) {
 	}
 	if count["finding committed"] != 2 || count["receipt committed"] != 1 {
 		t.Errorf("%v", count)
+	}
+}
+
+// TestSameBytesDerived has several analyzers derive the same bytes at once, each
+// of them twice, while the sandbox announces them too: every announcement has
+// its own number and id.
+func TestSameBytesDerived(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	a := newAnalysis(t, b)
+	names := []string{"one", "two", "three", "four", "five", "six"}
+	for _, n := range names {
+		register(t, b, n, schemas.KindSample)
+	}
+	a.artifact(schemas.KindSample, "an archive", 0)
+	a.event(schemas.StartAnalysis{})
+	const inner = "what was in it"
+	for _, n := range names {
+		task := next(t, b, n)
+		d, size, err := b.Upload(t.Context(), n, schemas.KindDropped, strings.NewReader(inner))
+		if err != nil {
+			t.Fatal(err)
+		}
+		derived := schemas.Derived{Kind: schemas.KindDropped, SHA256: d, Size: size, Name: n}
+		finish(t, b, task, schemas.FinishedTask{Derived: []schemas.Derived{derived, derived}})
+	}
+	a.artifact(schemas.KindDropped, inner, 0)
+	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+	a.artifact(schemas.KindDropped, inner, 1) // as its sandbox counts
+	var got []int
+	ids := map[string]bool{}
+	if err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error {
+		if ids[e.Event.ID] {
+			t.Errorf("two events have the id %s", e.Event.ID)
+		}
+		ids[e.Event.ID] = true
+		var art schemas.Artifact
+		if e.Event.Family() == "artifact" && e.Event.Decode(&art) == nil && art.Kind == schemas.KindDropped {
+			got = append(got, art.Occurrence)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(got)
+	want := []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("occurrences (-want +got):\n%s", diff)
 	}
 }
 
