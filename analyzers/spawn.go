@@ -120,7 +120,9 @@ func death(state *os.ProcessState, stderr string, req request) string {
 	memory := fmt.Sprintf("memory limit of %d MiB exceeded", req.Jail.Memory>>20)
 	ws, _ := state.Sys().(syscall.WaitStatus)
 	switch {
-	case strings.Contains(stderr, "out of memory"), strings.Contains(stderr, "cannot allocate memory"), strings.Contains(stderr, "pthread_create failed"):
+	case strings.Contains(stderr, "out of memory"), strings.Contains(stderr, "cannot allocate memory"), strings.Contains(stderr, "pthread_create failed"),
+		// Go's runtime does not survive every allocation that fails.
+		strings.HasPrefix(first, "SIGSEGV: ") && maxRSS(state) > req.Jail.Memory/2:
 		return memory
 	case strings.Contains(stderr, "SIGXCPU"), ws.Signaled() && ws.Signal() == syscall.SIGXCPU:
 		return fmt.Sprintf("CPU time limit of %v exceeded", req.Jail.CPU)
@@ -132,6 +134,15 @@ func death(state *os.ProcessState, stderr string, req request) string {
 		return fmt.Sprintf("the analyzer's process ended without an answer (%v): %s", state, first)
 	}
 	return fmt.Sprintf("the analyzer's process ended without an answer (%v)", state)
+}
+
+// maxRSS is the most memory that a process had, in bytes.
+func maxRSS(state *os.ProcessState) int64 {
+	ru, ok := state.SysUsage().(*syscall.Rusage)
+	if !ok {
+		return 0
+	}
+	return ru.Maxrss << 10
 }
 
 // process is a child.
