@@ -151,7 +151,7 @@ func (a *analysis) drive(ctx context.Context) error {
 	}
 	m, err := a.w.machines.New(ctx, MachineSpec{
 		Tenant: a.sub.Tenant, Analysis: a.id, Arch: a.sub.Profile, Dir: a.dir,
-		Cold: a.sub.Options.Cold || a.coldStep(), Untraced: a.sub.Options.Untraced, Announce: a.c.Announce,
+		Cold: a.sub.Options.Cold || a.coldStep(), Untraced: a.sub.Options.Untraced, Pcap: a.c.cfg.Limits.Pcap, Announce: a.c.Announce,
 	}, a.c)
 	if err != nil {
 		return failure{reasonMachine, err}

@@ -75,6 +75,7 @@ type MachineSpec struct {
 	Dir              string // the analysis' own directory, for whatever must lie on the disk
 	Cold             bool
 	Untraced         bool
+	Pcap             int64 // bytes of capture
 	// Announce publishes an artifact that belongs to the machine, such as the
 	// template that it is restored from.
 	Announce func(ctx context.Context, a schemas.Artifact) error

@@ -32,7 +32,6 @@ type Options struct {
 	Store  sandboxd.Store
 	Accel  string // auto, kvm or tcg; empty: auto
 	Memory int64  // of a guest, bytes; default 256 MiB
-	Pcap   int64  // bytes of capture per machine
 	// Supervisor is the command that runs [supervisor.Main].
 	Supervisor supervisor.Privileges
 	Slog       *slog.Logger
@@ -138,7 +137,7 @@ func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
 		return base{}, err
 	}
 	return base{qemu: q, image: img, spec: supervisor.Spec{
-		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: f.opts.Memory, Image: img.Key(), Pcap: f.opts.Pcap,
+		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: f.opts.Memory, Image: img.Key(),
 	}}, nil
 }
 
@@ -178,7 +177,7 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 		return nil, err
 	}
 	spec := b.spec
-	spec.Mark, spec.Untraced = f.Mark(s.Analysis), s.Untraced
+	spec.Mark, spec.Untraced, spec.Pcap = f.Mark(s.Analysis), s.Untraced, s.Pcap
 	kernel, initramfs, err := openImage(b.image)
 	if err != nil {
 		return nil, err

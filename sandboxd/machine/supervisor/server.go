@@ -322,6 +322,10 @@ type stream struct {
 	open bool // bytes have come since the last end
 }
 
+// minPcap is the least that a capture takes. sandboxd keeps what it was asked
+// to, and no more.
+const minPcap = 4 << 10
+
 func newObserver(conn *wire.Conn, spec Spec) (*observer, error) {
 	o := &observer{conn: conn, spec: spec, streams: map[schemas.Source]*stream{}}
 	for src, id := range streamOf {
@@ -333,7 +337,7 @@ func newObserver(conn *wire.Conn, spec Spec) (*observer, error) {
 	}
 	var err error
 	o.pcap, err = capture.NewWriter(capture.Options{
-		MaxBytes: spec.Pcap, Interface: "eth0", Application: "petri", OS: "Linux", Hardware: spec.Arch,
+		MaxBytes: max(spec.Pcap, minPcap), Interface: "eth0", Application: "petri", OS: "Linux", Hardware: spec.Arch,
 	}, func(chunk []byte, _ int) error {
 		o.Data(schemas.SourcePcap, chunk)
 		return nil
