@@ -2,7 +2,10 @@
 
 package schemas
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Names of the context events. The first seventeen are F-Secure SEE's; a
 // protocol may trigger any other name that [CheckEventName] allows.
@@ -128,6 +131,44 @@ type PostPoweron struct {
 	Image    string      `json:"image"`              // key of the guest's image
 	Fallback string      `json:"fallback,omitempty"` // why it was booted although a warm start was asked for
 	Took     Duration    `json:"took"`
+
+	Isolation *Isolation `json:"isolation,omitempty"` // what keeps it from the host
+}
+
+// Isolation says what stands between a machine's processes and the host.
+type Isolation struct {
+	User       string   `json:"user"`             // whom they run as: own, sandbox or root
+	Namespaces []string `json:"namespaces"`       // of their own: user, pid, net, ipc, uts
+	Reason     string   `json:"reason,omitempty"` // why it is less than it should be
+}
+
+// Users of an [Isolation].
+const (
+	UserOwn     = "own"     // a user that nothing else on the host runs as
+	UserSandbox = "sandbox" // the sandbox's own user
+	UserRoot    = "root"
+)
+
+// String says it in a line.
+func (i Isolation) String() string {
+	s := "machines run as "
+	switch i.User {
+	case UserOwn:
+		s += "a user of their own"
+	case UserSandbox:
+		s += "the sandbox's user"
+	default:
+		s += i.User
+	}
+	if len(i.Namespaces) > 0 {
+		s += ", in namespaces of their own (" + strings.Join(i.Namespaces, ", ") + ")"
+	} else {
+		s += ", in no namespaces of their own"
+	}
+	if i.Reason != "" {
+		s += ": " + i.Reason
+	}
+	return s
 }
 
 // EventType implements [Typed].

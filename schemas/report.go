@@ -106,10 +106,13 @@ type ReportMachine struct {
 	Image    string       `json:"image,omitempty"`
 	Template *Digest      `json:"template,omitempty"`
 	Fallback string       `json:"fallback,omitempty"`
-	Identity *Identity    `json:"identity,omitempty"`
-	Tracer   *Tracer      `json:"tracer,omitempty"`
-	Address  string       `json:"address,omitempty"`
-	Off      *MachineOff  `json:"off,omitempty"`
+
+	Isolation *Isolation `json:"isolation,omitempty"`
+
+	Identity *Identity   `json:"identity,omitempty"`
+	Tracer   *Tracer     `json:"tracer,omitempty"`
+	Address  string      `json:"address,omitempty"`
+	Off      *MachineOff `json:"off,omitempty"`
 }
 
 // TimelineEntry is one context event.

@@ -13,6 +13,7 @@ import (
 	"github.com/petri-sandbox/petri/reporters/term"
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/petri-sandbox/petri/schemas"
 	"github.com/spf13/cobra"
 )
 
@@ -82,7 +83,7 @@ func examine(ctx context.Context, cfg app.Config) []check {
 	if checks[0].Status == "ok" && checks[1].Status == "ok" {
 		checks = append(checks, checkAccel(ctx, cfg, arch))
 	}
-	return append(checks, checkPrivileges(), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkNode(ctx, cfg))
+	return append(checks, checkIsolation(cfg), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkNode(ctx, cfg))
 }
 
 func checkQEMU(ctx context.Context, arch string) check {
@@ -118,11 +119,15 @@ func checkAccel(ctx context.Context, cfg app.Config, arch string) check {
 	return c
 }
 
-func checkPrivileges() check {
-	if os.Geteuid() == 0 {
-		return check{"privileges", "ok", "root: each machine is a user of its own, in namespaces of its own", ""}
+func checkIsolation(cfg app.Config) check {
+	i, err := cfg.Fleet("doctor", nil, app.Logger(os.Stderr, false)).Isolation()
+	switch {
+	case err != nil:
+		return check{"isolation", "error", err.Error(), ""}
+	case i.Reason != "" || i.User == schemas.UserRoot:
+		return check{"isolation", "warning", i.String(), "allow namespaces: run Petri as root, or let users have user namespaces"}
 	}
-	return check{"privileges", "ok", "a plain user: machines run in a user namespace where the kernel allows it", ""}
+	return check{"isolation", "ok", i.String(), ""}
 }
 
 func checkDisk(what, dir string, need int64) check {

@@ -139,6 +139,7 @@ func (f *Fold) submittedEvent(d schemas.AnalysisSubmitted) string {
 func (f *Fold) poweredOn(d schemas.PostPoweron) string {
 	m := &f.r.Machine
 	m.Spec, m.Version, m.Kernel, m.Image, m.Template, m.Fallback = &d.Machine, d.Version, d.Kernel, d.Image, d.Template, d.Fallback
+	m.Isolation = d.Isolation
 	s := fmt.Sprintf("%s in %s", d.Machine.Start, d.Took)
 	if d.Fallback != "" {
 		s += " (" + d.Fallback + ")"

@@ -180,6 +180,9 @@ func (p *printer) head(r *schemas.Report) {
 		if m.Fallback != "" {
 			p.line(10, "booted: "+m.Fallback)
 		}
+		if m.Isolation != nil && m.Isolation.Reason != "" {
+			p.line(10, "weakly isolated: "+m.Isolation.String())
+		}
 	}
 	if a := r.Analysis; a.Ended != nil {
 		p.field("took", fmt.Sprintf("%s, from %s", a.Ended.Sub(a.Submitted).Round(10*time.Millisecond), a.Submitted.Format("2006-01-02 15:04:05 UTC")))

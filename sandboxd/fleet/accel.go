@@ -118,7 +118,10 @@ func (f *Fleet) probe(ctx context.Context, arch string, q QEMU, img *image.Image
 	defer initramfs.Close()
 	// As the user that machines run as: who has no right to KVM has no use of it.
 	priv := f.opts.Supervisor
-	uid, free := f.takeUID()
+	uid, free, err := f.takeUID()
+	if err != nil {
+		return err
+	}
 	defer free()
 	priv.UID, priv.Groups = uid, accelGroups("kvm")
 	m, err := supervisor.Start(ctx, supervisor.Spec{

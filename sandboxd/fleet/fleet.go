@@ -8,6 +8,8 @@ package fleet
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,6 +52,8 @@ type Fleet struct {
 	templates map[string]*template
 	accel     *Accel
 	verified  map[string]bool // images, by key
+
+	weak sync.Once // said that machines are weakly isolated
 }
 
 var _ sandboxd.Machines = (*Fleet)(nil)
@@ -206,13 +210,19 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 			files.RAM, files.State = t.ram, state
 		}
 	}
-	uid, free := f.takeUID()
+	uid, free, err := f.takeUID()
+	if err != nil {
+		return nil, err
+	}
 	priv := f.opts.Supervisor
 	priv.UID, priv.Groups = uid, accelGroups(spec.Accel)
 	m, err := supervisor.Start(ctx, spec, files, o, priv)
 	if err != nil {
 		free()
 		return nil, err
+	}
+	if i := m.Isolation(); i.Reason != "" {
+		f.weak.Do(func() { f.opts.Slog.Warn("machines are isolated less than they should be", "isolation", i.String()) })
 	}
 	return &owned{Machine: m, free: free}, nil
 }
@@ -230,14 +240,29 @@ func (o *owned) Close() error {
 	return err
 }
 
-// firstUID begins a range that no distribution gives to anybody: each machine
-// is a user of its own, so that none can touch another's processes.
-const firstUID = 2_000_100_000
+// The users of machines come from a range that no distribution gives to
+// anybody. A sandbox has a block of them, which its id chooses, and each of its
+// machines one, so that none can touch another's processes. Sandboxes know
+// nothing of each other: two on one host share a block by a chance of one in
+// [uidBlocks], and their machines may then be the same users. Those have only
+// their namespaces between them.
+const (
+	uidFirst  = 2_000_000_000
+	uidBlock  = 1000
+	uidBlocks = 100_000
+)
 
-// takeUID returns a user id that no other machine has.
-func (f *Fleet) takeUID() (uid int, free func()) {
+// firstUID is the first of a sandbox's block.
+func firstUID(id string) int {
+	sum := sha256.Sum256([]byte(id))
+	return uidFirst + uidBlock*int(binary.BigEndian.Uint64(sum[:])%uidBlocks)
+}
+
+// takeUID returns a user id that no other machine of this fleet has, or 0 if we
+// may not choose.
+func (f *Fleet) takeUID() (uid int, free func(), err error) {
 	if os.Geteuid() != 0 {
-		return 0, func() {}
+		return 0, func() {}, nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -245,12 +270,27 @@ func (f *Fleet) takeUID() (uid int, free func()) {
 	for f.slots[n] {
 		n++
 	}
+	if n >= uidBlock {
+		return 0, nil, fmt.Errorf("a sandbox has users for %d machines, and they are all taken", uidBlock)
+	}
 	f.slots[n] = true
-	return firstUID + n, func() {
+	return firstUID(f.opts.ID) + n, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.slots, n)
+	}, nil
+}
+
+// Isolation finds out what keeps machines from this host.
+func (f *Fleet) Isolation() (schemas.Isolation, error) {
+	uid, free, err := f.takeUID()
+	if err != nil {
+		return schemas.Isolation{}, err
 	}
+	defer free()
+	priv := f.opts.Supervisor
+	priv.UID = uid
+	return supervisor.Probe(priv, f.Mark("probe"))
 }
 
 func openImage(img *image.Image) (kernel, initramfs *os.File, err error) {

@@ -114,7 +114,10 @@ func (f *Fleet) makeTemplate(ctx context.Context, b base, dir string) (*template
 	}
 	defer kernel.Close()
 	defer initramfs.Close()
-	uid, free := f.takeUID()
+	uid, free, err := f.takeUID()
+	if err != nil {
+		return nil, err
+	}
 	defer free()
 	ram, err := createFor(filepath.Join(tmp, "ram"), uid)
 	if err != nil {

@@ -37,6 +37,8 @@ type Machine struct {
 	files    *net.UnixConn
 	observer machine.Observer
 
+	isolation schemas.Isolation
+
 	call sync.Mutex // held by requests that send a descriptor first
 
 	streams sync.WaitGroup // sources whose end has not come
@@ -89,7 +91,7 @@ func launch(files Files, o machine.Observer, p Privileges, mark string) (*Machin
 	if files.RAM != nil {
 		inherit = append(inherit, files.RAM, files.State)
 	}
-	proc, err := startProcess(p, mark, inherit)
+	proc, isolation, err := startProcess(p, mark, inherit)
 	theirLink.Close()
 	theirPassing.Close()
 	if err != nil {
@@ -97,7 +99,7 @@ func launch(files Files, o machine.Observer, p Privileges, mark string) (*Machin
 		passing.Close()
 		return nil, err
 	}
-	m := &Machine{proc: proc, files: passing, observer: o, served: make(chan error, 1)}
+	m := &Machine{proc: proc, files: passing, observer: o, isolation: isolation, served: make(chan error, 1)}
 	if err := m.attach(link); err != nil {
 		proc.Kill()
 		link.Close()
@@ -233,8 +235,15 @@ func (e *remoteError) Is(target error) bool { return e.gone && target == machine
 
 // Poweron implements [machine.Machine].
 func (m *Machine) Poweron(ctx context.Context, id machine.Identity) (machine.Boot, error) {
-	return call[machine.Identity, machine.Boot](ctx, m, reqPoweron, id)
+	boot, err := call[machine.Identity, machine.Boot](ctx, m, reqPoweron, id)
+	if err == nil {
+		boot.Isolation = &m.isolation // a supervisor is not asked about itself
+	}
+	return boot, err
 }
+
+// Isolation says what keeps the machine from the host.
+func (m *Machine) Isolation() schemas.Isolation { return m.isolation }
 
 // Pause implements [machine.Machine].
 func (m *Machine) Pause(ctx context.Context) error { return m.simple(ctx, reqPause) }

@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/petri-sandbox/petri/sandboxd/child"
+	"github.com/petri-sandbox/petri/schemas"
 )
 
 // Privileges say what a supervisor is started as.
@@ -28,19 +30,33 @@ type Privileges struct {
 // also ends its QEMU with it, whatever ends it.
 const processNamespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS
 
+// Probe starts a process as a supervisor would be, ends it, and returns what
+// keeps supervisors from the host here.
+func Probe(p Privileges, mark string) (schemas.Isolation, error) {
+	proc, isolation, err := startProcess(p, mark, nil)
+	if err != nil {
+		return schemas.Isolation{}, err
+	}
+	proc.Kill()
+	return isolation, nil
+}
+
 // startProcess starts a supervisor as unprivileged as we can: as root in
 // namespaces and as a user of its own; else in namespaces of a user namespace;
-// and where the kernel allows neither, as it is.
-func startProcess(p Privileges, mark string, inherit []*os.File) (*child.Process, error) {
+// and where the kernel allows neither, as it is. It says which of them it was.
+func startProcess(p Privileges, mark string, inherit []*os.File) (*child.Process, schemas.Isolation, error) {
 	var errs []error
-	for _, attr := range attributes(p) {
+	for _, w := range ways(p) {
 		// Another user may not be let into the directory where we lie.
 		cmd := exec.Command("/proc/self/exe", append(slices.Clone(p.Args), mark)...)
 		cmd.Args[0] = os.Args[0]
-		cmd.ExtraFiles, cmd.SysProcAttr = inherit, attr
+		cmd.ExtraFiles, cmd.SysProcAttr = inherit, w.attr
 		proc, err := child.Start(cmd)
 		if err == nil {
-			return proc, nil
+			if len(errs) > 0 {
+				w.isolation.Reason = "the host refuses namespaces: " + errors.Join(errs...).Error()
+			}
+			return proc, w.isolation, nil
 		}
 		errs = append(errs, err)
 		if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EINVAL) {
@@ -51,24 +67,42 @@ func startProcess(p Privileges, mark string, inherit []*os.File) (*child.Process
 	if errors.Is(err, syscall.EACCES) {
 		err = fmt.Errorf("%w (machines run as another user, who must be able to run this program: chmod a+rx %s)", err, os.Args[0])
 	}
-	return nil, err
+	return nil, schemas.Isolation{}, err
 }
 
-// attributes are the ways to start a supervisor, the best first.
-func attributes(p Privileges) []*syscall.SysProcAttr {
-	plain := &syscall.SysProcAttr{}
-	if os.Geteuid() == 0 {
-		cut := &syscall.SysProcAttr{Cloneflags: processNamespaces}
-		if p.UID != 0 {
-			cut.Credential = &syscall.Credential{Uid: uint32(p.UID), Gid: uint32(p.UID), Groups: p.Groups}
-			plain.Credential = cut.Credential
-		}
-		return []*syscall.SysProcAttr{cut, plain}
+// way is one to start a supervisor.
+type way struct {
+	attr      *syscall.SysProcAttr
+	isolation schemas.Isolation
+}
+
+// ways are those to start a supervisor, the best first.
+func ways(p Privileges) []way {
+	plain, cut := &syscall.SysProcAttr{}, &syscall.SysProcAttr{Cloneflags: processNamespaces}
+	namespaces := []string{"pid", "net", "ipc", "uts"}
+	user := schemas.UserSandbox
+	switch {
+	case os.Geteuid() != 0:
+		cut.Cloneflags |= syscall.CLONE_NEWUSER
+		cut.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
+		cut.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
+		namespaces = append([]string{"user"}, namespaces...)
+	case p.UID != 0:
+		cut.Credential = &syscall.Credential{Uid: uint32(p.UID), Gid: uint32(p.UID), Groups: p.Groups}
+		plain.Credential = cut.Credential
+		user = schemas.UserOwn
+	default:
+		user = schemas.UserRoot
 	}
-	cut := &syscall.SysProcAttr{
-		Cloneflags:  processNamespaces | syscall.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}},
+	return []way{
+		{cut, schemas.Isolation{User: user, Namespaces: namespaces}},
+		{plain, schemas.Isolation{User: user, Namespaces: []string{}}},
 	}
-	return []*syscall.SysProcAttr{cut, plain}
+}
+
+// Marked reports whether the arguments of a process are those of a supervisor
+// that these privileges started, with a mark that begins so.
+func (p Privileges) Marked(args []string, mark string) bool {
+	n := len(p.Args)
+	return len(args) == n+2 && slices.Equal(args[1:n+1], p.Args) && strings.HasPrefix(args[n+1], mark)
 }

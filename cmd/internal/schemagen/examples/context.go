@@ -69,10 +69,15 @@ func missing() []schemas.MissingTask {
 	}
 }
 
+func isolation() *schemas.Isolation {
+	return &schemas.Isolation{User: schemas.UserOwn, Namespaces: []string{"pid", "net", "ipc", "uts"}}
+}
+
 func postPoweron() schemas.PostPoweron {
 	return schemas.PostPoweron{
 		Machine: machine(), Version: qemu, Kernel: kernel, Template: ptr(templateDigest),
 		Image: "7ffb4115fb2afd614d51391aea4ee838785866a807d9db8b37c3ea94654d458b", Took: ms(560),
+		Isolation: isolation(),
 	}
 }
 
