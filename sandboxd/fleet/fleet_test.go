@@ -4,22 +4,28 @@ package fleet_test
 
 import (
 	"errors"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
+	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
+	"github.com/petri-sandbox/petri/schemas"
 )
 
-// TestReap ends what carries the sandbox' own mark, as a supervisor or as QEMU
-// would, and nothing else.
+// TestReap ends what is, by its arguments, a supervisor or a QEMU with the
+// sandbox' own mark, and nothing else.
 func TestReap(t *testing.T) {
-	ended := make(chan string, 3)
-	start := func(mark string, more ...string) {
+	ended := make(chan string, 10)
+	start := func(name string, args ...string) {
 		t.Helper()
-		// The shell's own arguments are what a list of processes shows.
-		// It waits without a child, which would show them too until its exec.
-		cmd := exec.Command("sh", append([]string{"-c", "read x", "sh", mark}, more...)...)
+		// It waits without a child, which would show its arguments until its exec.
+		cmd := exec.Command("sh")
+		cmd.Args = args
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -31,7 +37,7 @@ func TestReap(t *testing.T) {
 		gone := make(chan struct{})
 		go func() {
 			_ = cmd.Wait() // a dead child stays in the list of processes until its parent looks
-			ended <- mark
+			ended <- name
 			close(gone)
 		}()
 		t.Cleanup(func() {
@@ -39,21 +45,55 @@ func TestReap(t *testing.T) {
 			<-gone
 		})
 	}
-	start("petri-reaptest-a1")
-	start("guest=petri-reaptest-a1,process=petri-machine")
-	stranger := "petri-reaptest2-a1"
-	start(stranger, "see petri-reaptest-a1")
-	n, err := fleet.New(fleet.Options{ID: "reaptest"}).Reap()
+	const mark = "petri-reaptest-a1"
+	command := []string{"-c", "read x", "supervisor"}
+	supervised := func(words ...string) []string { return append(append([]string{"petri"}, command...), words...) }
+	machine := func(argv0, mark, process string) []string {
+		return []string{argv0, "-c", "read x", "-name", "guest=" + mark + ",process=" + process, "-m", "1"}
+	}
+	start("supervisor", supervised(mark)...)
+	start("qemu", machine("/usr/bin/qemu-system-x86_64", mark, "petri-machine")...)
+	start("another's supervisor", supervised("petri-reaptest2-a1")...)
+	start("another's QEMU", machine("qemu-system-x86_64", "petri-reaptest2-a1", "petri-machine")...)
+	start("an editor", "vi", "-c", "read x", mark)
+	start("more words", supervised(mark, "more")...)
+	start("a shell's QEMU", machine("sh", mark, "petri-machine")...)
+	start("a user's QEMU", machine("qemu-system-x86_64", mark, "mine")...)
+
+	reap := func() (int, error) {
+		return fleet.New(fleet.Options{ID: "reaptest", Supervisor: supervisor.Privileges{Args: command}}).Reap()
+	}
+	n, err := reap()
 	if n != 2 || err != nil {
 		t.Errorf("reaped %d, %v", n, err)
 	}
-	for range 2 {
-		if mark := <-ended; mark == stranger {
-			t.Error("another sandbox' process was ended")
-		}
+	got := []string{<-ended, <-ended}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"qemu", "supervisor"}, got); diff != "" {
+		t.Errorf("ended (-want +got):\n%s", diff)
 	}
-	if n, err := fleet.New(fleet.Options{ID: "reaptest"}).Reap(); n != 0 || err != nil {
+	if n, err := reap(); n != 0 || err != nil {
 		t.Errorf("reaped %d more, %v", n, err)
+	}
+	select {
+	case name := <-ended:
+		t.Errorf("%s was ended", name)
+	default:
+	}
+}
+
+// TestIsolation checks that what a machine is kept from the host with is told.
+func TestIsolation(t *testing.T) {
+	got, err := fleet.New(fleet.Options{ID: "isolationtest", Supervisor: supervisor.Privileges{Args: []string{"-test.run=^$"}}}).Isolation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := schemas.UserSandbox
+	if os.Geteuid() == 0 {
+		user = schemas.UserOwn
+	}
+	if got.User != user || (len(got.Namespaces) == 0) != (got.Reason != "") {
+		t.Errorf("isolation %+v", got)
 	}
 }
 

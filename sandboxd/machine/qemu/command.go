@@ -5,7 +5,10 @@ package qemu
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // The descriptors that QEMU inherits, in this order from 3 on. It is given no
@@ -97,6 +100,16 @@ func TemplateCommand(accel string, memory int64) []string {
 // processName is what QEMU calls itself; with the mark before it in the
 // command line it tells our machines from anybody else's.
 const processName = "petri-machine"
+
+// Marked reports whether the arguments of a process are those of a machine's
+// QEMU with a mark that begins so.
+func Marked(args []string, mark string) bool {
+	if len(args) == 0 || !strings.HasPrefix(filepath.Base(args[0]), "qemu-system-") {
+		return false
+	}
+	i := slices.Index(args, "-name")
+	return i > 0 && i+1 < len(args) && strings.HasPrefix(args[i+1], "guest="+mark) && strings.HasSuffix(args[i+1], ",process="+processName)
+}
 
 // files are the descriptors to inherit, from 3 on.
 func (c *Config) files(ram ramMode, ends [4]*os.File, ramFile, state *os.File) []*os.File {
