@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -132,7 +133,12 @@ func liveConsumer(r schemas.Registration, seq uint64) jetstream.ConsumerConfig {
 
 // interest is what the log says about who is registered.
 type interest struct {
-	regs map[string]schemas.Registration
+	regs  map[string]schemas.Registration
+	known map[string]schemas.Registration // also of those that have withdrawn
+}
+
+func newInterest() interest {
+	return interest{regs: map[string]schemas.Registration{}, known: map[string]schemas.Registration{}}
 }
 
 // apply takes a registry entry and reports whether it was one.
@@ -141,7 +147,7 @@ func (i *interest) apply(e Entry) bool {
 	case schemas.Registration{}.EventType():
 		var r schemas.Registration
 		if e.Event.Decode(&r) == nil && r.Check() == nil {
-			i.regs[r.Name] = r
+			i.regs[r.Name], i.known[r.Name] = r, r
 		}
 		return true
 	case schemas.Unregistration{}.EventType():
@@ -159,17 +165,20 @@ func (i *interest) apply(e Entry) bool {
 func (i *interest) matches(kind schemas.Kind) []string {
 	var out []string
 	for name, r := range i.regs {
-		if kind == "" && r.Scope == schemas.ScopeAnalysis {
+		if wants(r, kind) {
 			out = append(out, name)
-		}
-		for _, k := range r.Kinds {
-			if k == kind && kind != "" {
-				out = append(out, name)
-				break
-			}
 		}
 	}
 	return out
+}
+
+// wants reports whether a registration is for a kind, or for the analysis as a
+// whole if that is empty.
+func wants(r schemas.Registration, kind schemas.Kind) bool {
+	if kind == "" {
+		return r.Scope == schemas.ScopeAnalysis
+	}
+	return slices.Contains(r.Kinds, kind)
 }
 
 // Heartbeat says that an instance of an analyzer lives, until ctx is done.

@@ -70,16 +70,6 @@ func finish(t *testing.T, b *bus.Bus, task *bus.Task, f schemas.FinishedTask) {
 	}
 }
 
-// wait waits for the analyzers of an analysis that has started.
-func (a *analysis) wait(limit time.Duration, expected ...string) []schemas.MissingTask {
-	a.t.Helper()
-	missing, err := a.b.Wait(context.Background(), "default", a.id, time.Now().Add(limit), expected)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return missing
-}
-
 func TestTaskToReceipt(t *testing.T) {
 	b := start(t)
 	clerk(t, b)
@@ -102,7 +92,7 @@ func TestTaskToReceipt(t *testing.T) {
 		Findings: []schemas.Finding{{Kind: "one", Title: "first"}, {Kind: "two", Title: "second", Severity: schemas.SeverityHigh}},
 		Result:   &schemas.ResultRef{Schema: "petri.result.test.v1", SHA256: result, Size: n},
 	})
-	if missing := a.wait(20*time.Second, "static"); len(missing) != 0 {
+	if missing := a.wait(20 * time.Second); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 	want := []string{
@@ -163,33 +153,6 @@ func TestDerivedKeepsTheAnalysisOpen(t *testing.T) {
 	finish(t, b, inner, schemas.FinishedTask{})
 	if missing := a.wait(20 * time.Second); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
-	}
-}
-
-func TestWaitNamesWhoIsMissing(t *testing.T) {
-	b := start(t)
-	register(t, b, "slow", schemas.KindSample)
-	register(t, b, "gone", schemas.KindSample)
-	a := newAnalysis(t, b)
-	d := a.artifact(schemas.KindSample, "the sample", 0)
-	a.event(schemas.StartAnalysis{})
-	if err := b.Unregister(t.Context(), "gone"); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go b.Heartbeat(ctx, "slow", "test", "1.0.0")
-	for alive := map[string]int{}; alive["slow"] == 0; time.Sleep(10 * time.Millisecond) {
-		alive, _ = b.Alive(t.Context())
-	}
-	got := a.wait(500*time.Millisecond, "slow", "never")
-	want := []schemas.MissingTask{
-		{Analyzer: "gone", SHA256: &d, Reason: "withdrawn"},
-		{Analyzer: "never", Reason: "absent"},
-		{Analyzer: "slow", SHA256: &d, Reason: "timeout"},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("missing (-want +got):\n%s", diff)
 	}
 }
 

@@ -20,14 +20,20 @@ import (
 // cannot touch zero too early (Dijkstra and Scholten, 1980).
 type credit struct {
 	interest interest
+	expected []string
 	started  bool
 	open     map[string]schemas.TaskRef
 	done     map[string]bool
-	seen     map[string]bool // analyzers with a task
+	seen     map[string]bool            // analyzers with a task
+	passed   map[string]schemas.TaskRef // what expected analyzers could not be given: they were not there
+	timeout  time.Duration              // that the analysis gives its analyzers; 0: the log does not say
 }
 
-func newCredit() *credit {
-	return &credit{interest: interest{regs: map[string]schemas.Registration{}}, open: map[string]schemas.TaskRef{}, done: map[string]bool{}, seen: map[string]bool{}}
+func newCredit(expected []string) *credit {
+	return &credit{
+		interest: newInterest(), expected: expected, open: map[string]schemas.TaskRef{}, done: map[string]bool{},
+		seen: map[string]bool{}, passed: map[string]schemas.TaskRef{},
+	}
 }
 
 func creditKey(t schemas.TaskRef) string { return t.Analyzer + "/" + t.Token() }
@@ -45,9 +51,16 @@ func (c *credit) apply(tenant, analysis string, e Entry) error {
 		}
 		c.opened(tenant, analysis, a.Kind, &a.SHA256)
 	case "context":
-		if e.Event.Name() == schemas.EventStartAnalysis {
+		switch e.Event.Name() {
+		case schemas.EventStartAnalysis:
 			c.started = true
 			c.opened(tenant, analysis, "", nil)
+		case schemas.EventWaitAnalysis:
+			var w schemas.WaitAnalysis
+			if err := e.Event.Decode(&w); err != nil {
+				return err
+			}
+			c.timeout = max(0, w.Deadline.Sub(e.Event.Time))
 		}
 	case "receipt":
 		var r schemas.Receipt
@@ -64,12 +77,20 @@ func (c *credit) apply(tenant, analysis string, e Entry) error {
 }
 
 func (c *credit) opened(tenant, analysis string, kind schemas.Kind, d *schemas.Digest) {
-	for _, name := range c.interest.matches(kind) {
-		t := schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, Analyzer: name, SHA256: d, Kind: kind}
-		c.seen[name] = true
+	t := schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, SHA256: d, Kind: kind}
+	for _, t.Analyzer = range c.interest.matches(kind) {
+		c.seen[t.Analyzer] = true
 		// A repeated announcement does not open what has been closed.
 		if key := creditKey(t); !c.done[key] {
 			c.open[key] = t
+			delete(c.passed, key)
+		}
+	}
+	for _, t.Analyzer = range c.expected {
+		_, there := c.interest.regs[t.Analyzer]
+		_, open := c.open[creditKey(t)]
+		if !there && !open {
+			c.passed[creditKey(t)] = t
 		}
 	}
 }
@@ -77,9 +98,9 @@ func (c *credit) opened(tenant, analysis string, kind schemas.Kind, d *schemas.D
 // complete reports whether nothing is owed any more.
 func (c *credit) complete() bool { return c.started && len(c.open) == 0 }
 
-// missing lists what is still owed, sorted, and who of the expected never
-// registered.
-func (c *credit) missing(expected []string, alive map[string]int) []schemas.MissingTask {
+// missing lists what is still owed, sorted, and what those of the expected who
+// came too late, or never, have not been given.
+func (c *credit) missing(alive map[string]int) []schemas.MissingTask {
 	out := []schemas.MissingTask{}
 	for _, t := range c.open {
 		m := schemas.MissingTask{Analyzer: t.Analyzer, SHA256: t.SHA256, Reason: "timeout"}
@@ -90,7 +111,14 @@ func (c *credit) missing(expected []string, alive map[string]int) []schemas.Miss
 		}
 		out = append(out, m)
 	}
-	for _, name := range expected {
+	for key, t := range c.passed {
+		// What it would have wanted is known only of one that came once.
+		if r, ok := c.interest.known[t.Analyzer]; ok && wants(r, t.Kind) && !c.done[key] {
+			c.seen[t.Analyzer] = true
+			out = append(out, schemas.MissingTask{Analyzer: t.Analyzer, SHA256: t.SHA256, Reason: "absent"})
+		}
+	}
+	for _, name := range c.expected {
 		if _, ok := c.interest.regs[name]; !ok && !c.seen[name] {
 			out = append(out, schemas.MissingTask{Analyzer: name, Reason: "absent"})
 		}
@@ -106,38 +134,67 @@ func missingKey(m schemas.MissingTask) string {
 	return m.Analyzer + "/" + m.SHA256.String()
 }
 
+// waitGrace is what a wait that is taken up again gives at least: the time in
+// which a task of an analyzer that died is given out again, and some more.
+const waitGrace = 2 * TaskAckWait
+
+// left is how long to wait from now on. The deadline is a time of day, and the
+// host's clock may have been set since it was written: beside it counts how
+// much time the analysis gives its analyzers.
+func (c *credit) left(deadline time.Time) time.Duration {
+	d := time.Until(deadline)
+	if c.timeout > 0 {
+		d = min(d, c.timeout)
+		d = max(d, min(c.timeout, waitGrace))
+	}
+	return max(0, d)
+}
+
 // Wait waits until every task of an analysis has its receipt, or until the
-// deadline, and returns what is missing. It keeps nothing: any number may wait
-// for the same analysis, and one that died can be replaced.
+// deadline, and returns what is missing. Past the deadline it still reads what
+// the log has. It keeps nothing: any number may wait for the same analysis, and
+// one that died can be replaced.
 func (b *Bus) Wait(ctx context.Context, tenant, analysis string, deadline time.Time, expected []string) ([]schemas.MissingTask, error) {
 	if err := checkTokens(tenant, analysis); err != nil {
 		return nil, err
 	}
-	c := newCredit()
-	caughtUp := false
-	wait, cancel := context.WithDeadline(ctx, deadline)
+	c := newCredit(expected)
+	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// A log that cannot be read tells of no open tasks, which is not that
+	// there are none.
+	unread := time.AfterFunc(max(0, time.Until(deadline))+patience, cancel)
+	defer unread.Stop()
 	subjects := []string{
 		registry + "*", unregistry + "*",
 		contextSubject(tenant, analysis, schemas.EventStartAnalysis),
+		contextSubject(tenant, analysis, schemas.EventWaitAnalysis),
 		logPrefix + tenant + "." + analysis + ".artifact.>",
 		logPrefix + tenant + "." + analysis + ".receipt." + schemas.LiveRun + ".>",
 	}
-	done := errors.New("done")
-	err := b.follow(wait, subjects, 0, func() { caughtUp = true; cancelIf(c.complete(), cancel) }, func(e Entry) error {
+	caughtUp := false
+	err := b.follow(wait, subjects, 0, func() {
+		caughtUp = true
+		unread.Stop()
+		if c.complete() {
+			cancel()
+			return
+		}
+		time.AfterFunc(c.left(deadline), cancel)
+	}, func(e Entry) error {
 		if err := c.apply(tenant, analysis, e); err != nil {
 			return err
 		}
 		if caughtUp && c.complete() {
-			return done
+			return ErrStop
 		}
 		return nil
 	})
 	switch {
-	case errors.Is(err, done), caughtUp && c.complete():
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case wait.Err() != nil: // the deadline
+	case err == nil: // complete
+	case caughtUp && wait.Err() != nil: // complete, or the deadline
 	default:
 		return nil, fmt.Errorf("wait for the analyzers: %w", err)
 	}
@@ -145,13 +202,7 @@ func (b *Bus) Wait(ctx context.Context, tenant, analysis string, deadline time.T
 	if err != nil {
 		alive = nil // then nobody counts as alive, which is only a word
 	}
-	return c.missing(expected, alive), nil
-}
-
-func cancelIf(ok bool, cancel func()) {
-	if ok {
-		cancel()
-	}
+	return c.missing(alive), nil
 }
 
 // End writes an analysis' ending unless it has one. Anybody may: of several

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// wait waits for the analyzers of an analysis that has started.
+func (a *analysis) wait(limit time.Duration, expected ...string) []schemas.MissingTask {
+	a.t.Helper()
+	missing, err := a.b.Wait(context.Background(), "default", a.id, time.Now().Add(limit), expected)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return missing
+}
+
+func TestWaitNamesWhoIsMissing(t *testing.T) {
+	b := start(t)
+	register(t, b, "slow", schemas.KindSample)
+	register(t, b, "gone", schemas.KindSample)
+	a := newAnalysis(t, b)
+	d := a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	if err := b.Unregister(t.Context(), "gone"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go b.Heartbeat(ctx, "slow", "test", "1.0.0")
+	for alive := map[string]int{}; alive["slow"] == 0; time.Sleep(10 * time.Millisecond) {
+		alive, _ = b.Alive(t.Context())
+	}
+	got := a.wait(500*time.Millisecond, "slow", "never")
+	want := []schemas.MissingTask{
+		{Analyzer: "gone", SHA256: &d, Reason: "withdrawn"},
+		{Analyzer: "never", Reason: "absent"},
+		{Analyzer: "slow", SHA256: &d, Reason: "timeout"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+}
+
+// TestWaitForLatecomers has expected analyzers register behind an announcement:
+// they are never given that artifact, and somebody must say so.
+func TestWaitForLatecomers(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	a := newAnalysis(t, b)
+	early := a.artifact(schemas.KindSample, "announced too early", 0)
+	twice := a.artifact(schemas.KindSample, "announced again", 0)
+	a.artifact(schemas.KindPcap, "of no interest", 0)
+	register(t, b, "static", schemas.KindSample)
+	register(t, b, "unexpected", schemas.KindSample)
+	a.artifact(schemas.KindSample, "announced again", 1)
+	a.event(schemas.StartAnalysis{})
+	register(t, b, "summary")
+	for _, name := range []string{"static", "unexpected"} {
+		task := next(t, b, name)
+		if *task.Ref.SHA256 != twice {
+			t.Errorf("task %+v", task.Ref)
+		}
+		finish(t, b, task, schemas.FinishedTask{})
+	}
+	got := a.wait(20*time.Second, "static", "summary", "never")
+	want := []schemas.MissingTask{
+		{Analyzer: "never", Reason: "absent"},
+		{Analyzer: "static", SHA256: &early, Reason: "absent"},
+		{Analyzer: "summary", Reason: "absent"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+}
+
+// TestWaitPastDeadline waits when there is no time left: what the log has is
+// read all the same.
+func TestWaitPastDeadline(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	a := newAnalysis(t, b)
+	d := a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	want := []schemas.MissingTask{{Analyzer: "static", SHA256: &d, Reason: "absent"}}
+	if diff := cmp.Diff(want, a.wait(-time.Hour, "static")); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+	finish(t, b, next(t, b, "static"), schemas.FinishedTask{})
+	a.wait(20 * time.Second)
+	if missing := a.wait(-time.Hour, "static"); len(missing) != 0 {
+		t.Errorf("missing of a complete analysis: %+v", missing)
+	}
+}
+
+// TestWaitOverClockSteps takes up a wait whose deadline was written before the
+// host's clock was set by an hour.
+func TestWaitOverClockSteps(t *testing.T) {
+	for name, written := range map[string]time.Duration{"set back": time.Hour, "set forward": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			b := start(t)
+			clerk(t, b)
+			register(t, b, "static", schemas.KindSample)
+			a := newAnalysis(t, b)
+			d := a.artifact(schemas.KindSample, "the sample", 0)
+			a.event(schemas.StartAnalysis{})
+			const timeout = time.Second
+			at := time.Now().Add(written).Round(0)
+			e, err := schemas.NewEvent("default", a.id, a.w.NextID(), at, schemas.OriginHost, schemas.WaitAnalysis{Deadline: at.Add(timeout)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.w.Write(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			begin := time.Now()
+			missing, err := b.Wait(ctx, "default", a.id, at.Add(timeout), []string{"static"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(missing) != 1 || missing[0].SHA256 == nil || *missing[0].SHA256 != d {
+				t.Errorf("missing: %+v", missing)
+			}
+			if took := time.Since(begin); took < timeout {
+				t.Errorf("the wait ended after %s of %s", took, timeout)
+			}
+		})
+	}
+}
+
+// TestWaitUnreadLog waits while the log cannot be read: that is not an analysis
+// of which nothing is missing.
+func TestWaitUnreadLog(t *testing.T) {
+	dir := t.TempDir()
+	b, s := startAt(t, dir)
+	register(t, b, "static", schemas.KindSample)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	s.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if missing, err := b.Wait(ctx, "default", a.id, time.Now().Add(100*time.Millisecond), nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("missing: %+v, %v", missing, err)
+	}
+}
