@@ -45,16 +45,13 @@ const (
 // Limits size the assets when they are made; those that there are keep the size
 // that they have, unless it is smaller. The zero value is for one machine.
 type Limits struct {
-	Replicas int   // 1 or 3
+	Replicas int   // 0: 3 on a cluster that has the servers for it, else 1
 	Log      int64 // bytes
 	Store    int64 // bytes of artifacts
 	Jobs     int64 // waiting submissions
 }
 
 func (l Limits) withDefaults() Limits {
-	if l.Replicas == 0 {
-		l.Replicas = 1
-	}
 	if l.Log == 0 {
 		l.Log = 50 << 30
 	}
@@ -123,19 +120,51 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 // anything, and may run on every start and from several programs at once.
 func (b *Bus) Reconcile(ctx context.Context, l Limits) error {
 	l = l.withDefaults()
-	for _, cfg := range l.streams() {
-		if err := b.ensureStream(ctx, cfg, l.Replicas); err != nil {
+	streams := l.streams()
+	replicas, err := b.ensureFirst(ctx, streams[0], l.Replicas)
+	if err != nil {
+		return err
+	}
+	for _, cfg := range streams[1:] {
+		if err := b.ensureStream(ctx, cfg, replicas); err != nil {
 			return err
 		}
 	}
 	for _, cfg := range l.buckets() {
-		cfg.Replicas = l.Replicas
+		cfg.Replicas = replicas
 		cfg.Storage = jetstream.FileStorage
+		if st, err := b.js.Stream(ctx, "KV_"+cfg.Bucket); err == nil {
+			cfg.Replicas = max(replicas, st.CachedInfo().Config.Replicas)
+		}
 		if _, err := b.js.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("create bucket %s: %w", cfg.Bucket, err)
 		}
 	}
 	return nil
+}
+
+// ensureFirst makes the first stream, and learns by that how many replicas the
+// server can keep where nobody has said it: a client is told that there is a
+// cluster, not how large it is.
+func (b *Bus) ensureFirst(ctx context.Context, cfg jetstream.StreamConfig, replicas int) (int, error) {
+	if replicas > 0 || b.nc.ConnectedClusterName() == "" {
+		replicas = max(1, replicas)
+		return replicas, b.ensureStream(ctx, cfg, replicas)
+	}
+	err := b.ensureStream(ctx, cfg, 3)
+	if hasCode(err, codeNoPeers) || hasCode(err, codeNoReplicas) {
+		return 1, b.ensureStream(ctx, cfg, 1)
+	}
+	return 3, err
+}
+
+// replicas is how many the log has: what is made later has as many.
+func (b *Bus) replicas(ctx context.Context) (int, error) {
+	st, err := b.js.Stream(ctx, streamLog)
+	if err != nil {
+		return 0, fmt.Errorf("look at the log: %w", err)
+	}
+	return st.CachedInfo().Config.Replicas, nil
 }
 
 func (b *Bus) ensureStream(ctx context.Context, cfg jetstream.StreamConfig, replicas int) error {

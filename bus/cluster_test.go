@@ -95,10 +95,45 @@ func replicas(t *testing.T, b *bus.Bus, stream string) int {
 
 func TestCluster(t *testing.T) {
 	b := cluster(t, 3)
-	if err := b.Reconcile(t.Context(), bus.Limits{Replicas: 3, Log: 64 << 20, Store: 256 << 20}); err != nil {
+	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
+	register(t, b, "static", schemas.KindSample)
+	assets := []string{"LOG", "INBOX", "JOBS", "OBJ_ART", "OBJ_UP-static", "KV_LEASE"}
+	for _, stream := range assets {
+		if n := replicas(t, b, stream); n != 3 {
+			t.Errorf("%s has %d replicas", stream, n)
+		}
+	}
+	if err := b.Reconcile(t.Context(), bus.Limits{Replicas: 1, Log: 64 << 20, Store: 256 << 20}); err != nil {
+		t.Error(err)
+	}
+	for _, stream := range assets {
+		if n := replicas(t, b, stream); n != 3 {
+			t.Errorf("%s was cut down to %d replicas", stream, n)
+		}
+	}
 	t.Run("one writer", func(t *testing.T) { oneWriter(t, b) })
+	t.Run("task", func(t *testing.T) {
+		clerk(t, b)
+		a := newAnalysis(t, b)
+		a.artifact(schemas.KindSample, "the sample", 0)
+		a.event(schemas.StartAnalysis{})
+		finish(t, b, next(t, b, "static"), schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "x", Title: "x"}}})
+		if missing := a.wait(20*time.Second, "static"); len(missing) != 0 {
+			t.Errorf("missing: %+v", missing)
+		}
+	})
+}
+
+func TestSmallCluster(t *testing.T) {
+	b := cluster(t, 2)
+	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if n := replicas(t, b, "LOG"); n != 1 {
+		t.Errorf("%d replicas", n)
+	}
 }
 
 // oneWriter has two writers of an analysis, of which the first must notice.

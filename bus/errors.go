@@ -26,6 +26,8 @@ var (
 
 // Error codes of nats-server (server/errors.json).
 const (
+	codeNoPeers           jetstream.ErrorCode = 10005 // the cluster has too few servers
+	codeNoReplicas        jetstream.ErrorCode = 10074 // there is no cluster
 	codeWrongLastSequence jetstream.ErrorCode = 10071
 	codeRepeatedInFlight  jetstream.ErrorCode = 10158 // the same message id is being stored
 	codeTooManyRequests   jetstream.ErrorCode = 10167

@@ -23,7 +23,11 @@ func (b *Bus) Register(ctx context.Context, r schemas.Registration) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("register %s: %w", r.Name, err)
 	}
-	if err := b.ensureStream(ctx, objectStream(bucketUploads+r.Name, "what "+r.Name+" has handed in and the clerk not yet verified", 8<<30, uploadTTL), 1); err != nil {
+	replicas, err := b.replicas(ctx)
+	if err != nil {
+		return fmt.Errorf("register %s: %w", r.Name, err)
+	}
+	if err := b.ensureStream(ctx, objectStream(bucketUploads+r.Name, "what "+r.Name+" has handed in and the clerk not yet verified", 8<<30, uploadTTL), replicas); err != nil {
 		return err
 	}
 	seq, same, err := b.registered(ctx, r)
