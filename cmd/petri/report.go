@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -248,14 +247,18 @@ func getCommand(g *global) *cobra.Command {
 		Use:   "get DIGEST",
 		Short: "Write an artifact's bytes to standard output",
 		Long: `Write an artifact's bytes to standard output, verified. A trace or a capture is
-kept in segments: get puts them together, unless --raw asks for the manifest.`,
-		Example: `  petri get 9f86d081… > file
-  petri get -o capture.pcapng 2c26b46b…`,
+kept in segments: get puts them together, unless --raw asks for the manifest.
+The beginning of a digest will do, from eight characters, if only one artifact's
+digest begins so.`,
+		Example: `  petri get 9f86d081884c7d65 > file
+  petri get -o capture.pcapng 2c26b46b68ffc68f`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
-			d, err := schemas.ParseDigest(a[0])
-			if err != nil {
-				return usage(err)
+			if err := checkDigest(a[0]); err != nil {
+				return err
+			}
+			if _, tty := terminal(os.Stdout); tty && out == "" {
+				return usagef("an artifact can hold anything, and a terminal obeys it: write it to a file (-o FILE) or a pipe")
 			}
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
@@ -264,23 +267,19 @@ kept in segments: get puts them together, unless --raw asks for the manifest.`,
 				return interrupted(ctx, err)
 			}
 			defer done()
-			w := os.Stdout
-			if out != "" {
-				if w, err = os.OpenFile(out, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
-					return usage(err)
-				}
-				defer w.Close()
-			} else if _, tty := terminal(os.Stdout); tty {
-				return usagef("an artifact can hold anything, and a terminal obeys it: write it to a file (-o FILE) or a pipe")
-			}
-			err = copyArtifact(ctx, b, d, w, raw)
-			if errors.Is(err, bus.ErrNotFound) {
-				return fmt.Errorf("%w (petri artifacts ID lists an analysis' artifacts)", err)
-			}
+			d, err := resolveDigest(ctx, b, a[0])
 			if err != nil {
 				return interrupted(ctx, err)
 			}
-			return nil
+			if out == "" {
+				err = copyArtifact(ctx, b, d, os.Stdout, raw)
+			} else {
+				err = writeFile(out, func(w io.Writer) error { return copyArtifact(ctx, b, d, w, raw) })
+			}
+			if errors.Is(err, bus.ErrNotFound) {
+				return fmt.Errorf("%w (petri artifacts ID lists an analysis' artifacts)", err)
+			}
+			return interrupted(ctx, err)
 		},
 	}
 	c.Flags().StringVarP(&out, "output", "o", "", "file to write to")
@@ -369,12 +368,7 @@ var endings = map[schemas.Kind]string{
 
 func writeArtifact(ctx context.Context, b *bus.Bus, a schemas.Artifact, dir string) error {
 	path := filepath.Join(dir, string(a.Kind)+"-"+a.SHA256.String()+endings[a.Kind])
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = copyArtifact(ctx, b, a.SHA256, f, false)
-	return errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, time.Time{}))
+	return writeFile(path, func(w io.Writer) error { return copyArtifact(ctx, b, a.SHA256, w, false) })
 }
 
 func behaviorDetail(b *schemas.Behavior) string {

@@ -6,7 +6,10 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 )
+
+var testTime = time.Date(2026, 11, 20, 18, 0, 0, 0, time.UTC)
 
 func TestParseSize(t *testing.T) {
 	for s, want := range map[string]int64{

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// FindArtifacts returns the digests, in order, of the artifacts that a tenant's
+// analyses announced and that begin with the hexadecimal prefix. It reads the
+// log's list of subjects, not the log.
+func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]schemas.Digest, error) {
+	if err := schemas.CheckTenant(tenant); err != nil {
+		return nil, err
+	}
+	s, err := b.js.Stream(ctx, streamLog)
+	if err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
+	const digest = 5 // token of petri.<tenant>.<analysis>.artifact.<kind>.<digest>.<occurrence>
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(logPrefix+tenant+".*.artifact.>"))
+	if err != nil {
+		return nil, fmt.Errorf("list the log's subjects: %w", err)
+	}
+	var out []schemas.Digest
+	for subject := range info.State.Subjects {
+		tokens := strings.Split(subject, ".")
+		if len(tokens) <= digest {
+			continue
+		}
+		d, err := schemas.ParseToken(tokens[digest])
+		if err == nil && strings.HasPrefix(d.String(), prefix) {
+			out = append(out, d)
+		}
+	}
+	slices.SortFunc(out, func(x, y schemas.Digest) int { return bytes.Compare(x[:], y[:]) })
+	return slices.Compact(out), nil
+}
