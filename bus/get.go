@@ -51,7 +51,7 @@ func (s *Store) ReadAll(ctx context.Context, d schemas.Digest, limit int64) ([]b
 }
 
 type objectReader struct {
-	ctx    context.Context //nolint:containedctx // the reader's own life
+	ctx    context.Context // the reader's own life
 	cancel context.CancelFunc
 	s      *Store
 	o      Object

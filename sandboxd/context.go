@@ -32,7 +32,7 @@ type Config struct {
 // lock held, so that a handler may trigger, subscribe and unsubscribe.
 type Context struct {
 	cfg  Config
-	life context.Context //nolint:containedctx // the analysis' own: ends when it is lost or given up
+	life context.Context // the analysis' own: ends when it is lost or given up
 	end  context.CancelCauseFunc
 
 	verbs sync.Mutex // held by the verb in progress

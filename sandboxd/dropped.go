@@ -20,7 +20,7 @@ import (
 // no name of the guest's choosing, and from there to the store.
 type dropSet struct {
 	c     *Context
-	ctx   context.Context //nolint:containedctx // of the collection
+	ctx   context.Context // of the collection
 	event string
 
 	// Files are stored side by side, for each waits for the disk, and announced

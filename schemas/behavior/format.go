@@ -167,6 +167,9 @@ func formatArg(r *trace.Record, c sysno.Call, i int) string {
 
 func formatAttached(r *trace.Record, c sysno.Call, i int, a *trace.Attachment) string {
 	if a.Flags&trace.Unreadable != 0 {
+		if executed(r, c) {
+			return formatPtr(r.Args[i])
+		}
 		return formatPtr(r.Args[i]) + " /* unreadable */"
 	}
 	var s string
@@ -187,6 +190,13 @@ func formatAttached(r *trace.Record, c sysno.Call, i int, a *trace.Attachment) s
 		s += "~"
 	}
 	return s
+}
+
+// executed reports whether a call put another program in the place of its
+// caller, whose memory was gone when what could not be read at the call's
+// beginning was tried again. The record of type Exec before it has the words.
+func executed(r *trace.Record, c sysno.Call) bool {
+	return (c.Name == "execve" || c.Name == "execveat") && r.Finished() && r.Result == 0
 }
 
 func quote(a *trace.Attachment) string {

@@ -17,7 +17,7 @@ import (
 
 // documents reads result documents out of the store.
 type documents struct {
-	ctx context.Context //nolint:containedctx // of one fold
+	ctx context.Context // of one fold
 	b   *bus.Bus
 }
 
