@@ -20,7 +20,7 @@ type Options struct {
 	Instance    string        // names this process in answers; empty: host and process id
 	Concurrency int           // children at once; zero: GOMAXPROCS
 	Log         *slog.Logger  // nil: nothing is logged
-	Stats       *Stats        // to be counted into; nil: nobody counts
+	Stats       *Stats        // to be counted into; nil: one of its own. Logged at the end
 	Dir         string        // for temporary files, which have no names; empty: os.TempDir
 	Heartbeat   time.Duration // how often a running task is kept; zero: 10 s
 	Drain       time.Duration // how long running tasks may go on when ctx is done; zero: 5 s, negative: not at all
@@ -164,6 +164,7 @@ func Run(ctx context.Context, list []Analyzer, s Services, o Options) error {
 		wg.Go(func() { r.feed(ctx, tasks, &wg, a) })
 	}
 	wg.Wait()
+	o.Stats.report(o.Log)
 	return nil
 }
 

@@ -100,6 +100,17 @@ func one(t *testing.T, act string) schemas.FinishedTask {
 	return f
 }
 
+// until looks again and again whether something has come about that tells
+// nobody of itself.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
 func TestDone(t *testing.T) {
 	f := one(t, "ok\n12345")
 	want := []schemas.Finding{{Kind: "size", Title: "it has a size", Severity: "info", Data: json.RawMessage(`{"size":8}`)}}
@@ -478,13 +489,16 @@ func TestTool(t *testing.T) {
 	if f := w.finished[0]; !strings.Contains(f.Error+fmt.Sprint(f.Findings), "killed") {
 		t.Errorf("%s %s %+v", f.Status, f.Error, f.Findings)
 	}
-	time.Sleep(100 * time.Millisecond)
-	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range dirs {
-		if b, _ := os.ReadFile(path); string(b) == "sleep\x003600\x00" {
-			t.Errorf("%s is left", path)
+	left := func() (out []string) {
+		dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range dirs {
+			if b, _ := os.ReadFile(path); string(b) == "sleep\x003600\x00" {
+				out = append(out, path)
+			}
 		}
+		return out
 	}
+	until(t, "what the tool left running has ended", func() bool { return len(left()) == 0 })
 }
 
 func TestUnavailable(t *testing.T) {
@@ -500,6 +514,30 @@ func TestUnavailable(t *testing.T) {
 	s := stats.Snapshot()
 	if len(s) != 1 || s[0].Name != "needy" || s[0].Taken != 1 || s[0].Skipped != 1 || s[0].Running != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestCountsAreLogged stops a runner, which then says what it has done.
+func TestCountsAreLogged(t *testing.T) {
+	w := newWorld()
+	var out bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- analyzers.Run(ctx, list(), w.services(), analyzers.Options{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&out, nil))})
+	}()
+	for range 3 {
+		w.sample("needy", []byte("x"))
+	}
+	w.wait(t, 3)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"analyzer=needy taken=3 done=0 failed=0 skipped=3 dropped=0 poison=0 ", " half_below=", " most_below="} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
 	}
 }
 
@@ -538,9 +576,7 @@ func TestStop(t *testing.T) {
 	w := newWorld()
 	stop := start(t, w, analyzers.Options{Drain: -1})
 	w.sample("actor", []byte("loop"))
-	for childOf(t, os.Getpid(), "petri-analyzer:actor") == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:actor") != 0 })
 	stop()
 	if len(w.finished) != 0 || !slices.Equal(w.naks, []time.Duration{0}) {
 		t.Errorf("%+v, naks %v", w.finished, w.naks)
@@ -552,9 +588,7 @@ func TestDrain(t *testing.T) {
 	w := newWorld()
 	stop := start(t, w, analyzers.Options{Drain: time.Minute})
 	w.sample("hasty", []byte("obedient"))
-	for childOf(t, os.Getpid(), "petri-analyzer:hasty") == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:hasty") != 0 })
 	stop()
 	if len(w.finished) != 1 || w.acks != 1 {
 		t.Errorf("%+v, naks %v", w.finished, w.naks)

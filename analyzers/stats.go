@@ -3,6 +3,7 @@
 package analyzers
 
 import (
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +52,29 @@ func (s *Stats) Snapshot() []AnalyzerStats {
 	}
 	slices.SortFunc(out, func(a, b AnalyzerStats) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// report logs the counts of every analyzer that had something to do.
+func (s *Stats) report(l *slog.Logger) {
+	for _, a := range s.Snapshot() {
+		l.Info("analyzer's tasks", "analyzer", a.Name, "taken", a.Taken, "done", a.Done, "failed", a.Failed, "skipped", a.Skipped,
+			"dropped", a.Dropped, "poison", a.Poison, "took", a.Sum, "half_below", a.below(50), "most_below", a.below(99))
+	}
+}
+
+// below is a bound that so many per cent of the tasks stayed below; past the
+// last bound it is the time of all of them.
+func (a *AnalyzerStats) below(percent uint64) time.Duration {
+	var all, n uint64
+	for _, t := range a.Took {
+		all += t
+	}
+	for i, bound := range Bounds {
+		if n += a.Took[i]; n*100 >= all*percent {
+			return bound
+		}
+	}
+	return a.Sum
 }
 
 func (s *Stats) update(name string, f func(*AnalyzerStats)) {
