@@ -4,6 +4,7 @@ package bus_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ func (a *analysis) event(data schemas.Typed) {
 func (a *analysis) artifact(kind schemas.Kind, text string, occurrence int) schemas.Digest {
 	a.t.Helper()
 	ctx := context.Background()
-	d, err := a.b.Artifacts().PutBytes(ctx, kind, []byte(text))
+	d, _, err := a.b.Artifacts().Put(ctx, kind, strings.NewReader(text))
 	if err != nil {
 		a.t.Fatal(err)
 	}

@@ -153,12 +153,3 @@ func (r *objectReader) Close() error {
 	r.dec.Close()
 	return nil
 }
-
-// Decompress reads what a stock object get of the artifact bucket gives.
-func Decompress(r io.Reader) io.Reader {
-	dec, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*frameSize))
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return dec.IOReadCloser()
-}

@@ -69,7 +69,9 @@ func TestQueueOrder(t *testing.T) {
 		j, _ := q.Claim(t.Context())
 		done <- j
 	}()
-	time.Sleep(100 * time.Millisecond)
+	for _, p := range []string{"high", "normal", "low"} {
+		waiting(t, b, "sbx-amd64-"+p)
+	}
 	s := submit(t, b, "low")
 	select {
 	case j := <-done:
@@ -78,6 +80,28 @@ func TestQueueOrder(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("it sleeps on")
+	}
+}
+
+// waiting waits until somebody waits for a consumer of the queue. The server
+// tells of that only when it is asked.
+func waiting(t *testing.T, b *bus.Bus, consumer string) {
+	t.Helper()
+	c, err := b.JetStream().Consumer(t.Context(), "JOBS", consumer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		info, err := c.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.NumWaiting > 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nobody waits for %s", consumer)
+		}
 	}
 }
 

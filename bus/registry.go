@@ -90,26 +90,6 @@ func (b *Bus) registered(ctx context.Context, r schemas.Registration) (seq uint6
 	return m.Sequence, string(was) == string(is), nil
 }
 
-// Unregister ends an analyzer's interest.
-func (b *Bus) Unregister(ctx context.Context, name string) error {
-	if err := schemas.CheckAnalyzer(name); err != nil {
-		return err
-	}
-	now := time.Now()
-	e, err := schemas.NewEvent("_registry", "", name+"/"+schemas.NewID(now), now, schemas.OriginHost, schemas.Unregistration{Name: name})
-	if err != nil {
-		return err
-	}
-	if _, err := b.publish(ctx, unregistry+name, e); err != nil {
-		return err
-	}
-	err = b.js.DeleteConsumer(ctx, streamLog, liveConsumerName(name))
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return nil
-	}
-	return err
-}
-
 func liveConsumerName(analyzer string) string { return "az-" + analyzer + "-" + schemas.LiveRun }
 
 // TaskAckWait is how long a task may be without a sign of life before it is

@@ -3,7 +3,6 @@
 package bus
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -187,16 +186,6 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
 	}
 	return d, u.size, nil
-}
-
-// PutBytes is Put for small things.
-func (s *Store) PutBytes(ctx context.Context, kind schemas.Kind, p []byte) (schemas.Digest, error) {
-	d := schemas.Sum(p)
-	if have, err := s.Stat(ctx, d); err == nil {
-		return d, s.touch(ctx, have)
-	}
-	_, _, err := s.Put(ctx, kind, bytes.NewReader(p))
-	return d, err
 }
 
 // putMeta writes an object's meta record in the place of the one before.

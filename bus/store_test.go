@@ -11,7 +11,9 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/bus"
@@ -65,6 +67,29 @@ func messages(t *testing.T, b *bus.Bus, stream string) uint64 {
 		t.Fatal(err)
 	}
 	return info.State.Msgs
+}
+
+// await waits until a stream has given n messages.
+func await(t *testing.T, b *bus.Bus, stream string, n int) {
+	t.Helper()
+	cons, err := b.JetStream().OrderedConsumer(t.Context(), stream, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan struct{}, 1000)
+	cc, err := cons.Consume(func(jetstream.Msg) { got <- struct{}{} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Stop()
+	late := time.After(20 * time.Second)
+	for i := range n {
+		select {
+		case <-got:
+		case <-late:
+			t.Fatalf("%s has given %d messages of %d", stream, i, n)
+		}
+	}
 }
 
 func TestStoreKeepsOnce(t *testing.T) {
@@ -147,7 +172,12 @@ func TestStockGet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := io.ReadAll(bus.Decompress(o))
+	dec, err := zstd.NewReader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dec.Close()
+	got, err := io.ReadAll(dec)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("got %d of %d bytes, %v", len(got), len(want), err)
 	}

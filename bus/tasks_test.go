@@ -238,12 +238,9 @@ func TestClerkRefuses(t *testing.T) {
 		})
 	}
 	// Each refusal is a dead letter, and the server's own advisory of it.
-	want, end := uint64(2*len(tests)), time.Now().Add(10*time.Second)
-	n := messages(t, b, "DEAD")
-	for ; n < want && time.Now().Before(end); n = messages(t, b, "DEAD") {
-		time.Sleep(20 * time.Millisecond) // the last advisory is on its way
-	}
-	if n != want {
+	want := 2 * len(tests)
+	await(t, b, "DEAD", want)
+	if n := messages(t, b, "DEAD"); n != uint64(want) {
 		t.Errorf("%d messages in DEAD for %d refusals", n, len(tests))
 	}
 }
@@ -258,13 +255,16 @@ func TestLateAnswerAmends(t *testing.T) {
 	task := next(t, b, "slow")
 	a.event(schemas.AnalysisCompleted{})
 	finish(t, b, task, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "late", Title: "late"}}})
-	for range 200 {
-		if n := a.names(); n[len(n)-1] == "context analysis_amended" {
-			return
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := b.Follow(ctx, "default", a.id, 0, nil, func(e bus.Entry) error {
+		if e.Event.Name() == schemas.EventAmended {
+			return bus.ErrStop
 		}
-		time.Sleep(20 * time.Millisecond)
+		return nil
+	}); err != nil {
+		t.Errorf("no amendment: %v, %v", a.names(), err)
 	}
-	t.Errorf("no amendment: %v", a.names())
 }
 
 // TestTwiceHandedIn repeats a finished task, as a crash between handing in and

@@ -4,12 +4,14 @@ package bus_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -30,15 +32,11 @@ func TestWaitNamesWhoIsMissing(t *testing.T) {
 	a := newAnalysis(t, b)
 	d := a.artifact(schemas.KindSample, "the sample", 0)
 	a.event(schemas.StartAnalysis{})
-	if err := b.Unregister(t.Context(), "gone"); err != nil {
-		t.Fatal(err)
-	}
+	withdraw(t, b, "gone")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go b.Heartbeat(ctx, "slow", "test", "1.0.0")
-	for alive := map[string]int{}; alive["slow"] == 0; time.Sleep(10 * time.Millisecond) {
-		alive, _ = b.Alive(t.Context())
-	}
+	await(t, b, "KV_REGISTRY", 1)
 	got := a.wait(500*time.Millisecond, "slow", "never")
 	want := []schemas.MissingTask{
 		{Analyzer: "gone", SHA256: &d, Reason: "withdrawn"},
@@ -47,6 +45,22 @@ func TestWaitNamesWhoIsMissing(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+}
+
+// withdraw writes what an analyzer does that ends its interest for good.
+func withdraw(t *testing.T, b *bus.Bus, name string) {
+	t.Helper()
+	e, err := schemas.NewEvent("_registry", "", name+"/gone", time.Now(), schemas.OriginHost, schemas.Unregistration{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.JetStream().Publish(t.Context(), "petri._unregistry."+name, body); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -215,11 +215,7 @@ func TestBadValuesAreErrors(t *testing.T) {
 		{"petri.result.static.v1", "schema", `"petri.result.behavior.v1"`},
 		{"petri.result.behavior.v1", "syscalls", `{"write": -1}`},
 	} {
-		info, ok := schemas.LookupType(tt.name)
-		if !ok {
-			t.Errorf("there is no schema %s", tt.name)
-			continue
-		}
+		info := typeInfo(t, tt.name)
 		value, _ := example(t, info)
 		set(t, value, strings.Split(tt.path, "/"), parseJSON(t, []byte(tt.value)))
 		if all[tt.name].Validate(value) == nil {
@@ -257,8 +253,19 @@ func set(t *testing.T, v any, path []string, with any) {
 	}
 }
 
+func typeInfo(t *testing.T, name string) schemas.TypeInfo {
+	t.Helper()
+	for _, info := range schemas.Types() {
+		if info.Name == name {
+			return info
+		}
+	}
+	t.Fatalf("there is no schema %s", name)
+	return schemas.TypeInfo{}
+}
+
 func TestNullExitCodeIsValid(t *testing.T) {
-	info, _ := schemas.LookupType("petri.report.document.v1")
+	info := typeInfo(t, "petri.report.document.v1")
 	value, _ := example(t, info)
 	set(t, value, []string{"console", "exit_code"}, nil)
 	if err := compiled(t)[info.Name].Validate(value); err != nil {
@@ -304,7 +311,7 @@ func TestIndex(t *testing.T) {
 // refuse the same, for what strangers write.
 func TestChecksAndSchemasAgree(t *testing.T) {
 	all := compiled(t)
-	info, _ := schemas.LookupType("petri.finding.committed.v1")
+	info := typeInfo(t, "petri.finding.committed.v1")
 	for _, tt := range findingCases() {
 		value, _ := example(t, info)
 		b, err := json.Marshal(tt.finding)

@@ -47,29 +47,6 @@ func (t TypeInfo) New() any { return reflect.New(reflect.TypeOf(t.Value)).Interf
 // the slice.
 func Types() []TypeInfo { return slices.Clone(types()) }
 
-// LookupType finds the entry of an event's type or of a document's schema. A
-// context event that a protocol has named itself has the entry of [CustomType].
-func LookupType(name string) (TypeInfo, bool) {
-	i := slices.IndexFunc(types(), func(t TypeInfo) bool { return t.Name == name })
-	if i < 0 && customContext(name) {
-		i = slices.IndexFunc(types(), func(t TypeInfo) bool { return t.Name == CustomType })
-	}
-	if i < 0 {
-		return TypeInfo{}, false
-	}
-	return types()[i], true
-}
-
-// customContext reports whether a type may be that of a triggered event.
-func customContext(typ string) bool {
-	name, ok := strings.CutPrefix(typ, "petri.context.")
-	if !ok {
-		return false
-	}
-	name, ok = strings.CutSuffix(name, ".v1")
-	return ok && CheckEventName(name) == nil
-}
-
 var types = sync.OnceValue(func() []TypeInfo {
 	list := []TypeInfo{{EnvelopeSchema, FormEnvelope, Event{}, ""}}
 	list = append(list, contextTypes()...)

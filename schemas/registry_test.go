@@ -30,10 +30,6 @@ func TestTypesAreNamedOnceAndFit(t *testing.T) {
 		if got := reflect.TypeOf(info.New()); got != reflect.PointerTo(reflect.TypeOf(info.Value)) {
 			t.Errorf("New of %s is a %s", info.Name, got)
 		}
-		got, ok := schemas.LookupType(info.Name)
-		if !ok || got.Name != info.Name {
-			t.Errorf("LookupType(%q) = %v, %t", info.Name, got.Name, ok)
-		}
 	}
 }
 
@@ -124,27 +120,6 @@ func stringConstants(d *ast.GenDecl) map[string]string {
 		}
 	}
 	return out
-}
-
-func TestLookupOfCustomEvents(t *testing.T) {
-	for _, tt := range []struct {
-		name, want string
-		ok         bool
-	}{
-		{"petri.context.halfway.v1", schemas.CustomType, true},
-		{"petri.context.snapshots_capture.v1", "petri.context.snapshots_capture.v1", true},
-		{"petri.context.halfway.v2", "", false},
-		{"petri.context.Halfway.v1", "", false},
-		{"petri.context.half.way.v1", "", false},
-		{"petri.behavior.file.smell.v1", "", false},
-		{"petri.context", "", false},
-		{"", "", false},
-	} {
-		got, ok := schemas.LookupType(tt.name)
-		if got.Name != tt.want || ok != tt.ok {
-			t.Errorf("LookupType(%q) = %q, %t; want %q, %t", tt.name, got.Name, ok, tt.want, tt.ok)
-		}
-	}
 }
 
 func TestTypesIsACopy(t *testing.T) {
