@@ -24,11 +24,15 @@ type progress struct {
 	begin time.Time
 	stop  chan struct{}
 	wg    sync.WaitGroup
+	// making reports whether a sandbox on this host makes a template, which the
+	// log tells only when it is done. May be nil.
+	making func() bool
 
 	mu     sync.Mutex
 	status string // what is going on now
 	drawn  bool   // the status line is on the screen
 	ended  bool
+	events int // so far
 	counts map[schemas.Source]uint64
 }
 
@@ -107,8 +111,47 @@ var quietEvents = map[string]bool{
 	schemas.EventSubmitted: true, "pre_pause": true, "pre_resume": true, "pre_shutdown": true, "pre_poweroff": true, "pre_restart": true,
 }
 
+// makingTick is how often one looks whether a template is being made.
+const makingTick = 250 * time.Millisecond
+
+// explain says what a sandbox does between its claim and its first step, if it
+// is what takes long. It ends with the next event.
+func (p *progress) explain() {
+	if p.making == nil {
+		return
+	}
+	p.mu.Lock()
+	begin := p.events
+	p.mu.Unlock()
+	p.wg.Go(func() {
+		t := time.NewTicker(makingTick)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+			case <-p.stop:
+				return
+			}
+			p.mu.Lock()
+			over := p.events != begin
+			p.mu.Unlock()
+			if over {
+				return
+			}
+			if p.making() {
+				p.note("preparing a warm snapshot, once per guest image")
+				p.set("preparing a warm snapshot")
+				return
+			}
+		}
+	})
+}
+
 // event shows one event of the log.
 func (p *progress) event(e schemas.Event) {
+	p.mu.Lock()
+	p.events++
+	p.mu.Unlock()
 	switch e.Family() {
 	case "context":
 		if quietEvents[e.Name()] {
@@ -116,6 +159,9 @@ func (p *progress) event(e schemas.Event) {
 		}
 		p.line(e.Name(), fold.Detail(e))
 		p.set(doing(e.Name()))
+		if e.Name() == schemas.EventClaimed {
+			p.explain()
+		}
 	case "segment":
 		var s schemas.Segment
 		if json.Unmarshal(e.Data, &s) == nil && s.Source == schemas.SourceTrace {

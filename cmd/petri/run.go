@@ -21,6 +21,7 @@ import (
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/fold"
 	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -242,6 +243,9 @@ func runOne(ctx context.Context, g *global, req app.Request, o runOptions) error
 	defer cancel()
 	pr := newProgress(os.Stderr)
 	defer pr.done()
+	if cfg.NATS == "" { // else the sandbox may be on another host
+		pr.making = func() bool { return fleet.Making(cfg.Cache) }
+	}
 
 	node, b, err := cfg.Attach(ctx, pr.starting)
 	if err != nil {

@@ -283,6 +283,26 @@ func FuzzTracker(f *testing.F) {
 
 // TestBounds: what a trace makes a Tracker remember does not grow with it, even
 // if its clock stands still and no call ever returns.
+// TestFormatExecuted: what could not be read of a call that replaced its
+// caller's memory is in the record of type Exec, and no gap.
+func TestFormatExecuted(t *testing.T) {
+	nr, ok := sysno.AMD64.Number("execve")
+	if !ok {
+		t.Fatal("amd64 has no execve")
+	}
+	r := trace.Record{
+		Type: trace.Syscall, ABI: sysno.AMD64, Call: uint32(nr), N: 3, Begin: 1, End: 2, Args: [6]uint64{0x1000, 0x2000, 0x3000},
+		Attachments: []trace.Attachment{{Arg: 0, Kind: trace.String, Data: []byte("/bin/x")}, {Arg: 1, Kind: trace.Argv, Flags: trace.Unreadable}},
+	}
+	if got, want := behavior.Format(&r), `execve("/bin/x", 0x2000, 0x3000) = 0`; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	r.Result = -2
+	if got, want := behavior.Format(&r), `execve("/bin/x", 0x2000 /* unreadable */, 0x3000) = -1 ENOENT (no such file or directory)`; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+}
+
 func TestBounds(t *testing.T) {
 	tracker := behavior.New(nil)
 	data := bytes.Repeat([]byte{'x'}, 16<<10)
