@@ -14,12 +14,8 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-var (
-	// ErrGone says that the machine's process, or the link to it, has ended.
-	ErrGone = errors.New("the machine is gone")
-	// ErrUnsupported says that a backend cannot do what was asked.
-	ErrUnsupported = errors.New("not supported by this kind of machine")
-)
+// ErrGone says that the machine's process, or the link to it, has ended.
+var ErrGone = errors.New("the machine is gone")
 
 // A Machine is one virtual machine of one analysis. Methods may be called from
 // several goroutines; each returns when the deed is done or ctx is. Which call
@@ -87,7 +83,6 @@ type Event struct {
 	Off      *schemas.MachineOff   `json:"off,omitempty"`
 	Behavior *schemas.Behavior     `json:"behavior,omitempty"`
 	Fault    string                `json:"fault,omitempty"` // something broke that costs coverage
-	Activity bool                  `json:"activity,omitempty"`
 }
 
 // TreeExited says that no process of the sample is left.
@@ -129,7 +124,6 @@ const MaxStdin = 32 << 10
 // Limits bound what a sample may make the sandbox keep.
 type Limits struct {
 	Stdout int64 `json:"stdout"` // bytes, each of stdout and stderr
-	Disk   int64 `json:"disk"`   // bytes of changed files
 	Memory int64 `json:"memory"` // bytes of all its processes; 0: what the guest can spare
 	Tasks  int   `json:"tasks"`  // processes and threads
 }
