@@ -166,8 +166,12 @@ func TestMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	if _, err := m.Poweron(t.Context(), machinetest.Identity(1)); err != nil {
+	boot, err := m.Poweron(t.Context(), machinetest.Identity(1))
+	if err != nil {
 		t.Fatal(err)
+	}
+	if i, err := f.Isolation(); err != nil || boot.Isolation == nil || boot.Isolation.String() != i.String() {
+		t.Errorf("the machine says that it is isolated by %v, the fleet %v, %v", boot.Isolation, i, err)
 	}
 	if n := len(machinetest.Processes(t, f.Mark("one"))); n != 2 {
 		t.Errorf("%d processes carry the mark", n)
@@ -182,9 +186,8 @@ func TestMachine(t *testing.T) {
 	if left := machinetest.Processes(t, f.Mark("one")); len(left) > 0 {
 		t.Errorf("processes %v are left", left)
 	}
-	begin := time.Now()
-	if err := m.Close(); err != nil || time.Since(begin) > 3*time.Second {
-		t.Errorf("close after the reaper: %v, %v", err, time.Since(begin))
+	if err := m.Close(); err != nil {
+		t.Errorf("close after the reaper: %v", err)
 	}
 }
 
@@ -255,10 +258,23 @@ func TestAccel(t *testing.T) {
 // TestCancel checks that a caller who gives up does not leave half a template.
 func TestCancel(t *testing.T) {
 	dir, _ := cache(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if err := newFleet(t, "fleettest-cancel", dir, "tcg", &logged{}).Prepare(ctx, machinetest.Arch); err == nil {
-		t.Skip("this machine boots a guest sooner than the test gives up")
+	prepared := make(chan error, 1)
+	go func() {
+		prepared <- newFleet(t, "fleettest-cancel", dir, "tcg", &logged{}).Prepare(ctx, machinetest.Arch)
+	}()
+	// The caller gives up as soon as there is a guest, which has to boot yet.
+	for len(machinetest.Processes(t, "petri-fleettest-cancel")) < 2 {
+		select {
+		case err := <-prepared:
+			t.Fatalf("prepare: %v, before a guest was seen", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	cancel()
+	if err := <-prepared; !errors.Is(err, context.Canceled) {
+		t.Errorf("prepare: %v", err)
 	}
 	if left := machinetest.Processes(t, "petri-fleettest-cancel"); len(left) > 0 {
 		t.Errorf("processes %v are left", left)

@@ -367,14 +367,13 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	t.Run("exec_timeout", func(t *testing.T) {
-		begin := time.Now()
-		// The grandchild holds the output open.
-		res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"sh", "-c", "sleep 100 & sleep 100"}, Timeout: time.Second})
+		// The grandchild holds the output open, for longer than anybody waits.
+		res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"sh", "-c", "sleep 10000 & sleep 10000"}, Timeout: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if res.Signal != "SIGKILL" || time.Since(begin) > 15*time.Second {
-			t.Errorf("result %+v after %v", res, time.Since(begin))
+		if res.Signal != "SIGKILL" {
+			t.Errorf("result %+v", res)
 		}
 	})
 	t.Run("exec_unknown", func(t *testing.T) {

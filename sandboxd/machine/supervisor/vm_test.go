@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -96,6 +97,10 @@ func start(t *testing.T, mark string) (*supervisor.Machine, *machinetest.Recorde
 	boot, err := m.Poweron(t.Context(), machinetest.Identity(1))
 	if err != nil {
 		t.Fatal(err)
+	}
+	// checkPrivileges looks whether it is true.
+	if i := boot.Isolation; i == nil || i.Reason != "" || !slices.Contains(i.Namespaces, "net") || (i.User == schemas.UserOwn) != (p.UID != 0) {
+		t.Errorf("isolation %+v", boot.Isolation)
 	}
 	if boot.Machine.Start != "warm" {
 		t.Errorf("started %s: %s", boot.Machine.Start, boot.Fallback)
