@@ -57,6 +57,7 @@ const (
 	reasonLog         = "log"         // the log was away for too long
 	reasonProtocol    = "protocol"    // the protocol or the hooks cannot be read
 	reasonUnsupported = "unsupported" // no guest can run the sample
+	reasonHook        = "hook"        // a required hook failed where no step is left to fail
 )
 
 // Retryable reports whether another attempt may go better.
@@ -72,13 +73,11 @@ func Retryable(reason string) bool {
 // the machine, and its end. It returns why the analysis fails, if it does, and
 // leaves nothing of the machine behind whatever happens.
 func (a *analysis) machineTime(ctx context.Context) (failed error) {
-	// The context outlives a cancellation: its end has to be told too.
-	life := context.WithoutCancel(ctx)
-	writer, err := a.w.log.OpenContext(life, a.sub.Tenant, a.id)
+	writer, err := a.w.log.OpenContext(context.WithoutCancel(ctx), a.sub.Tenant, a.id)
 	if err != nil {
 		return failure{reasonLog, err}
 	}
-	a.c = NewContext(life, Config{
+	a.c = NewContext(ctx, Config{
 		Tenant: a.sub.Tenant, Analysis: a.id, Log: a.w.log, Writer: writer, Store: a.w.store,
 		Slog: a.slog, Dir: a.dir, Limits: limits(a.sub.Options.Limits),
 	})
@@ -113,6 +112,23 @@ func (a *analysis) begin(ctx context.Context) error {
 		return failure{reasonLog, err}
 	}
 	return nil
+}
+
+// refuse ends an analysis that never began.
+func (a *analysis) refuse(ctx context.Context, why failure) error {
+	log, err := a.w.log.OpenContext(ctx, a.sub.Tenant, a.id)
+	if err != nil {
+		return err
+	}
+	submitted := schemas.AnalysisSubmitted{Submission: a.sub, Attempt: a.attempt, RetryOf: a.retryOf}
+	e, err := schemas.NewEvent(a.sub.Tenant, a.id, log.NextID(), time.Now(), schemas.OriginHost, submitted)
+	if err == nil {
+		err = log.Write(ctx, e)
+	}
+	if err == nil {
+		_, err = a.w.endings.End(ctx, a.sub.Tenant, a.id, schemas.AnalysisFailed{Reason: why.reason, Error: why.Error()})
+	}
+	return err
 }
 
 // fetchSample copies the sample out of the store, which verifies it.
@@ -164,11 +180,13 @@ func (a *analysis) drive(ctx context.Context) error {
 		a.c.flushSources(done)
 	}()
 	err = a.runSteps(ctx)
+	var known failure
 	switch {
 	case errors.Is(err, errNotExecuted), errors.Is(err, errMachineGone):
 		err = nil
 	case a.c.Err() != nil:
 		err = failure{reasonLog, a.c.Err()}
+	case errors.As(err, &known):
 	case err != nil && context.Cause(ctx) == nil:
 		// A protocol that stops at a step has still told all it knows; only
 		// a machine that never ran the sample is the sandbox's failure.
@@ -208,15 +226,27 @@ func (a *analysis) machineSpec(cold bool) schemas.MachineSpec {
 	return a.w.opts.Describe(a.sub.Profile, start)
 }
 
-// gather waits for what still runs, stores what is left, and closes the set of
-// artifacts.
+// gatherTimeout is how long start_analysis waits where the protocol does not
+// say.
+const gatherTimeout = 60 * time.Second
+
+// gather waits for what still runs, as long as the step start_analysis may,
+// stores what is left, and closes the set of artifacts.
 func (a *analysis) gather() error {
-	close(a.c.facts) // the machine is gone: nobody reports any more
-	a.c.factsWG.Wait()
+	i, step := a.lastStep(protocol.StartAnalysis)
+	timeout := gatherTimeout
+	if step != nil {
+		timeout = step.Timeout
+	}
+	overdue := a.c.settle(timeout)
 	if a.c.Err() != nil {
 		return failure{reasonLog, a.c.Err()}
 	}
-	a.c.handlers.Wait()
+	if overdue && step != nil {
+		if _, err := a.c.publishLast(stepFailed(i, *step, fmt.Errorf("hooks were not done after %s", timeout))); err != nil {
+			return failure{reasonLog, err}
+		}
+	}
 	var sources []schemas.SourceCoverage
 	for _, name := range []schemas.Source{schemas.SourceTrace, schemas.SourcePcap, schemas.SourceStdout, schemas.SourceStderr, schemas.SourceSerial} {
 		s := a.c.sources[name]
@@ -226,14 +256,32 @@ func (a *analysis) gather() error {
 		}
 		sources = append(sources, cov)
 	}
+	a.c.mu.Lock()
 	if a.c.dropped != nil {
 		sources = append(sources, *a.c.dropped)
 	}
+	a.c.mu.Unlock()
 	start := schemas.StartAnalysis{Artifacts: a.c.announced.close(), Sources: sources, Hooks: a.c.hooks.list()}
-	if err := a.c.emit(schemas.OriginHost, start); err != nil {
+	e, err := a.c.publishLast(start)
+	if err != nil {
 		return failure{reasonLog, err}
 	}
+	if err := a.c.dispatch(e); err != nil {
+		return failure{reasonHook, err}
+	}
 	return nil
+}
+
+// lastStep is the protocol's last step of that kind, and its index.
+func (a *analysis) lastStep(k protocol.Kind) (int, *protocol.Step) {
+	if a.protocol != nil {
+		for i, s := range slices.Backward(a.protocol.Steps) {
+			if s.Kind == k {
+				return i, &s
+			}
+		}
+	}
+	return 0, nil
 }
 
 // run is what the guest shall do.
@@ -315,71 +363,4 @@ func (a *analysis) expandTo(command []string, p string) []string {
 		}
 	}
 	return out
-}
-
-// analysisTime waits for the analyzers and ends the analysis. The machine is
-// gone and the job acknowledged by then.
-func (a *analysis) analysisTime(ctx context.Context, failed error) {
-	if a.c != nil && errors.Is(a.c.Err(), ErrFenced) {
-		return // somebody else ends it
-	}
-	var missing []schemas.MissingTask
-	if a.c != nil && a.c.count(schemas.EventStartAnalysis) > 0 && context.Cause(ctx) == nil {
-		var err error
-		if missing, err = a.waitForAnalyzers(ctx); err != nil && failed == nil {
-			failed = failure{reasonLog, err}
-		}
-	}
-	if cause := context.Cause(ctx); cause != nil {
-		failed = cause
-	}
-	// Whoever asked for the end need not wait for the log, but the log shall
-	// have the ending.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
-	var cancelled errCancelled
-	var f failure
-	switch {
-	case failed == nil:
-		a.end(ctx, schemas.AnalysisCompleted{Missing: missing})
-	case errors.As(failed, &cancelled):
-		a.end(ctx, schemas.AnalysisCancelled{By: cancelled.by})
-	case errors.As(failed, &f):
-		a.end(ctx, schemas.AnalysisFailed{Reason: f.reason, Error: f.Error()})
-	default:
-		a.end(ctx, schemas.AnalysisFailed{Reason: reasonMachine, Error: failed.Error()})
-	}
-}
-
-// endTimeout is how long the ending may take to reach the log. After it the
-// next start of a sandbox writes it.
-const endTimeout = 30 * time.Second
-
-// waitTimeout is how long analyzers have where the protocol does not say.
-const waitTimeout = 60 * time.Second
-
-func (a *analysis) waitForAnalyzers(ctx context.Context) ([]schemas.MissingTask, error) {
-	timeout := waitTimeout
-	if a.protocol != nil {
-		for _, s := range a.protocol.Steps {
-			if s.Kind == protocol.WaitAnalysis {
-				timeout = s.Timeout
-			}
-		}
-	}
-	deadline := time.Now().Add(timeout)
-	if err := a.c.emit(schemas.OriginHost, schemas.WaitAnalysis{Deadline: deadline.UTC(), Expected: a.sub.Expected}); err != nil {
-		return nil, err
-	}
-	return a.w.endings.Wait(ctx, a.sub.Tenant, a.id, deadline, a.sub.Expected)
-}
-
-func (a *analysis) end(ctx context.Context, ending schemas.Typed) {
-	e, err := a.w.endings.End(ctx, a.sub.Tenant, a.id, ending)
-	if err != nil {
-		a.slog.Error("end the analysis", "analysis", a.id, "error", err)
-		return
-	}
-	a.slog.Info("analysis ended", "analysis", a.id, "event", e.Name())
-	a.ended = true
 }

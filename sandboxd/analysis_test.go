@@ -24,7 +24,7 @@ import (
 var wholeRun = []string{
 	"analysis_submitted", "analysis_claimed",
 	"pre_poweron", "post_poweron", "guest_ready", "ip_address",
-	"run_sample", "sample_started", "sample_exited",
+	"run_sample", "sample_started", "sample_exited", "sample_tree_exited",
 	"pre_pause", "post_pause", "snapshots_capture", "pre_resume", "post_resume",
 	"pre_shutdown", "post_shutdown", "start_analysis", "wait_analysis", "analysis_completed",
 }

@@ -88,7 +88,7 @@ func (c *Context) Announce(ctx context.Context, a schemas.Artifact) error {
 	if err != nil {
 		return err
 	}
-	return c.cfg.Log.PublishArtifact(ctx, e, &a)
+	return c.persist(ctx, func(ctx context.Context) error { return c.cfg.Log.PublishArtifact(ctx, e, &a) })
 }
 
 // StoreMemory dumps the guest's RAM and announces it. The guest stands still
@@ -116,12 +116,15 @@ func (c *Context) StoreMemory(ctx context.Context, e schemas.Event) error {
 		return err
 	}
 	a := schemas.Artifact{Kind: schemas.KindMemory, MediaType: schemas.CoreMediaType, Name: "memory.elf", Event: e.ID}
-	c.Background("memory", e, func(ctx context.Context) error {
+	err = c.Background("memory", e, func(ctx context.Context) error {
 		defer f.Close()
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return err
 		}
 		return c.Store(ctx, a, f)
 	})
-	return nil
+	if err != nil {
+		f.Close()
+	}
+	return err
 }

@@ -34,17 +34,30 @@ type Context struct {
 	cfg  Config
 	life context.Context // the analysis' own: ends when it is lost or given up
 	end  context.CancelCauseFunc
+	// work is what handlers, and whatever goes on beside the protocol, live on.
+	// It ends with life, when the analysis is cancelled, and when its time is
+	// over.
+	work    context.Context //nolint:containedctx // see above
+	endWork context.CancelCauseFunc
 
-	verbs sync.Mutex // held by the verb in progress
-	pub   sync.Mutex // held by the event that is being published
+	verbs  turn          // of the verb in progress
+	pub    turn          // of the event that is being published
+	cpus   turn          // of whoever stops or continues the guest's CPUs
+	halted chan struct{} // closed when the machine has been ended
 
 	mu        sync.Mutex
 	machine   machine.Machine
 	state     State
-	fell      bool          // the machine went down by itself
-	changed   chan struct{} // closed and replaced at every change below
-	pubSince  time.Time     // when the publishing in progress began
-	frozen    time.Duration // how long the guest stood still because the log was away
+	fell      bool              // the machine went down by itself
+	changed   chan struct{}     // closed and replaced at every change below
+	trouble   map[int]time.Time // since when the log has not taken something
+	troubles  int               // their numbers
+	frozen    time.Duration     // how long the guest stood still because the log was away
+	frozenAt  time.Time         // since when it does, or may
+	halting   bool              // somebody ends the machine, for good
+	haltedAt  time.Time         // when that was
+	flushed   bool              // the guest sent all that it had traced, and has not run since
+	tailLost  bool              // a guest ended without that
 	address   string
 	mac       string
 	boot      machine.Boot // the last one
@@ -58,39 +71,70 @@ type Context struct {
 	faults    int
 	collected bool // the sample's files are stored
 	dropped   *schemas.SourceCoverage
+	stepEnd   context.CancelCauseFunc // of the running step
+	stepErr   error                   // that it must end with
+	tasks     map[*task]struct{}      // what goes on beside the protocol
+	closed    bool                    // no more of it, and no more events
 	announced announcements
 
-	handlers sync.WaitGroup // asynchronous handlers and what goes on behind them
-	watching sync.WaitGroup // the watch over the log
-	strays   sync.WaitGroup // handlers' own goroutines, also of those past their deadline
-	facts    chan machine.Event
-	factsWG  sync.WaitGroup
-	sources  map[schemas.Source]*source
-	hooks    *hookStats
-	drops    *dropSet
+	watching   sync.WaitGroup // the watch over the log
+	strays     sync.WaitGroup // handlers' own goroutines, also of those past their deadline
+	takers     sync.WaitGroup // of facts and live
+	facts      *factQueue
+	live       *factQueue
+	suppressed map[string]uint64 // live events that were not shown
+	sources    map[schemas.Source]*source
+	hooks      *hookStats
+	drops      *dropSet
+}
+
+// A turn is a lock that is held for as long as a machine or the log takes.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take() { t <- struct{}{} }
+
+func (t turn) give() { <-t }
+
+func (t turn) try() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
 }
 
 // NewContext returns the context of an analysis that has no machine yet. It
-// lives until ctx is done or [Context.Close].
+// lives until [Context.Close]; when ctx is done, its machine and its handlers
+// are ended, and it can still publish how.
 func NewContext(ctx context.Context, cfg Config) *Context {
 	c := &Context{
 		cfg: cfg, state: Defined, changed: make(chan struct{}), lastNews: time.Now(),
-		events: map[string]int{}, facts: make(chan machine.Event, 256), hooks: newHookStats(),
+		events: map[string]int{}, trouble: map[int]time.Time{}, tasks: map[*task]struct{}{},
+		verbs: newTurn(), pub: newTurn(), cpus: newTurn(), halted: make(chan struct{}),
+		facts: newFactQueue(maxFacts), live: newFactQueue(maxLive), hooks: newHookStats(),
 	}
-	c.life, c.end = context.WithCancelCause(ctx)
+	c.life, c.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	c.work, c.endWork = context.WithCancelCause(ctx)
+	context.AfterFunc(c.life, func() { c.endWork(context.Cause(c.life)) })
 	c.sources = c.newSources()
-	c.factsWG.Add(1)
+	c.takers.Add(2)
 	go c.takeFacts()
+	go c.takeLive()
 	c.watching.Add(1)
 	go c.watchLog()
 	return c
 }
 
-// attach gives the context its machine.
+// attach gives the context its machine. Whatever ends the handlers ends it at
+// once: stopping waits for no step and for no log.
 func (c *Context) attach(m machine.Machine) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.machine = m
+	c.mu.Unlock()
+	context.AfterFunc(c.work, c.halt)
 }
 
 // lost ends everything that the context does: the analysis is not ours any
@@ -102,9 +146,12 @@ const strayTime = 10 * time.Second
 
 // Close ends the context. Its machine must be gone.
 func (c *Context) Close() {
+	c.set(func() { c.closed = true })
 	c.end(context.Canceled)
+	c.facts.close()
+	c.live.close()
+	c.takers.Wait()
 	c.watching.Wait()
-	c.handlers.Wait()
 	done := make(chan struct{})
 	go func() {
 		c.strays.Wait()
@@ -189,11 +236,32 @@ func (c *Context) IP6Address() (string, error) {
 	return "", errors.New("the guest has no IPv6 address: IPv6 is switched off in guests")
 }
 
+// errOver says that an event came after start_analysis.
+var errOver = errors.New("the machine's part of the analysis is over")
+
 // publish writes one context event and returns when the log has it. It waits
-// for a log that is away, as long as the context lives.
+// for a log that is away, or in trouble, as long as the context lives.
 func (c *Context) publish(at time.Time, origin schemas.Origin, data schemas.Typed) (schemas.Event, error) {
-	c.pub.Lock()
-	defer c.pub.Unlock()
+	c.pub.take()
+	defer c.pub.give()
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed {
+		return schemas.Event{}, errOver
+	}
+	return c.write(at, origin, data)
+}
+
+// publishLast is publish for the few events that a closed context still has.
+func (c *Context) publishLast(data schemas.Typed) (schemas.Event, error) {
+	c.pub.take()
+	defer c.pub.give()
+	return c.write(time.Time{}, schemas.OriginHost, data)
+}
+
+// write is publish with c.pub held.
+func (c *Context) write(at time.Time, origin schemas.Origin, data schemas.Typed) (schemas.Event, error) {
 	if at.IsZero() {
 		at = time.Now()
 	}
@@ -201,13 +269,9 @@ func (c *Context) publish(at time.Time, origin schemas.Origin, data schemas.Type
 	if err != nil {
 		return schemas.Event{}, err
 	}
-	c.mu.Lock()
-	c.pubSince = time.Now()
-	c.mu.Unlock()
-	err = c.cfg.Writer.Write(c.life, e)
-	c.mu.Lock()
-	c.pubSince = time.Time{}
-	c.mu.Unlock()
+	over := c.inTrouble() // until it is known to be written, it is not
+	err = c.persist(c.life, func(ctx context.Context) error { return c.cfg.Writer.Write(ctx, e) })
+	over()
 	if errors.Is(err, ErrFenced) {
 		c.lost(err)
 	}
@@ -222,6 +286,48 @@ func (c *Context) publish(at time.Time, origin schemas.Origin, data schemas.Type
 		c.lastNews = time.Now()
 	})
 	return e, nil
+}
+
+// persistPause lies between two tries of [Context.persist].
+const persistPause = 250 * time.Millisecond
+
+// persist has the log take something. An error of the log, a full disk say, is
+// like its absence: the guest stands still, and it is tried again for as long
+// as ctx and the analysis live.
+func (c *Context) persist(ctx context.Context, f func(context.Context) error) error {
+	over := func() {}
+	defer func() { over() }()
+	for first := true; ; first = false {
+		err := f(ctx)
+		if err == nil || errors.Is(err, ErrFenced) || ctx.Err() != nil || c.life.Err() != nil {
+			return err
+		}
+		if first {
+			over = c.inTrouble()
+			c.cfg.Slog.Warn("the log takes no events", "analysis", c.cfg.Analysis, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-c.life.Done():
+			return err
+		case <-time.After(persistPause):
+		}
+	}
+}
+
+// inTrouble notes that the log has something yet to take, until over is called.
+func (c *Context) inTrouble() (over func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.troubles
+	c.troubles++
+	c.trouble[n] = time.Now()
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.trouble, n)
+	}
 }
 
 // emit publishes an event and then runs its handlers: the synchronous ones in
@@ -261,78 +367,7 @@ func (c *Context) fault(at time.Time, origin schemas.Origin, text string) {
 	if n == enough {
 		text += " (further faults are not listed)"
 	}
-	if err := c.emitAt(at, origin, schemas.Fault{Text: text}); err != nil {
+	if err := c.tell(at, origin, schemas.Fault{Text: text}, func() {}); err != nil {
 		c.cfg.Slog.Warn("note a fault", "analysis", c.cfg.Analysis, "fault", text, "error", err)
 	}
-}
-
-// Times of the watch over the log.
-const (
-	awayPause = time.Second      // after which the guest is frozen
-	awayLimit = 60 * time.Second // after which it is killed
-	awayCheck = 200 * time.Millisecond
-)
-
-// watchLog freezes the guest while the log takes no events: what a guest does
-// then could not be told. If it lasts too long the analysis is given up.
-func (c *Context) watchLog() {
-	defer c.watching.Done()
-	t := time.NewTicker(awayCheck)
-	defer t.Stop()
-	var since time.Time // when the guest was frozen
-	for {
-		select {
-		case <-c.life.Done():
-			return
-		case <-t.C:
-		}
-		away := c.logAway()
-		switch {
-		case away > awayLimit:
-			c.lost(fmt.Errorf("%w for more than %s", ErrLogAway, awayLimit))
-			return
-		case away > awayPause && since.IsZero():
-			if c.freeze(true) {
-				since = time.Now()
-			}
-		case away == 0 && !since.IsZero():
-			c.freeze(false)
-			d := time.Since(since)
-			since = time.Time{}
-			c.set(func() { c.frozen += d; c.lastNews = c.lastNews.Add(d) })
-			if err := c.emit(schemas.OriginHost, schemas.LogAway{For: schemas.Duration(d.Round(time.Millisecond))}); err != nil {
-				return
-			}
-		}
-	}
-}
-
-// logAway is how long the log has been out of reach, or has not answered.
-func (c *Context) logAway() time.Duration {
-	c.mu.Lock()
-	since := c.pubSince
-	c.mu.Unlock()
-	away := c.cfg.Log.Away()
-	if !since.IsZero() {
-		if d := time.Since(since); d > awayPause {
-			away = max(away, d)
-		}
-	}
-	return away
-}
-
-// freeze stops or continues a running guest behind the protocol's back.
-func (c *Context) freeze(on bool) bool {
-	c.mu.Lock()
-	m, running := c.machine, c.state == Running
-	c.mu.Unlock()
-	if m == nil || !running {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.life), 5*time.Second)
-	defer cancel()
-	if on {
-		return m.Pause(ctx) == nil
-	}
-	return m.Resume(ctx) == nil
 }

@@ -3,6 +3,8 @@
 package sandboxd
 
 import (
+	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -13,25 +15,54 @@ import (
 // The context observes its machine.
 var _ machine.Observer = (*Context)(nil)
 
-// Event implements [machine.Observer]. Facts wait in a queue for the log; a
-// machine that makes more of them than the log takes has to wait.
+// How much of what a machine reports may wait.
+const (
+	maxFacts = 4096
+	maxLive  = 1024 // behaviour events, which are for eyes
+)
+
+// Event implements [machine.Observer]. It does not block: facts wait for the
+// log in a queue, and live behaviour that nobody takes is dropped and counted.
 func (c *Context) Event(e machine.Event) {
-	select {
-	case c.facts <- e:
-	case <-c.life.Done():
+	switch {
+	case e.Behavior != nil:
+		if !c.live.put(e, false) {
+			c.unshown(e.Behavior)
+		}
+	default:
+		if e.Off != nil {
+			c.set(func() { c.tailLost = true })
+		}
+		c.facts.put(e, e.Exited != nil || e.Tree != nil || e.Off != nil)
 	}
 }
 
 // takeFacts publishes what the machine reports, in its order.
 func (c *Context) takeFacts() {
-	defer c.factsWG.Done()
-	for e := range c.facts {
-		if e.Behavior != nil {
-			c.showBehavior(e)
-			continue
+	defer c.takers.Done()
+	for more := true; more; {
+		var events []machine.Event
+		var left int
+		events, left, more = c.facts.take()
+		for _, e := range events {
+			if err := c.takeFact(e); err != nil && c.Err() == nil {
+				c.cfg.Slog.Error("publish what the machine reports", "analysis", c.cfg.Analysis, "error", err)
+			}
 		}
-		if err := c.takeFact(e); err != nil && c.Err() == nil {
-			c.cfg.Slog.Error("publish what the machine reports", "analysis", c.cfg.Analysis, "error", err)
+		if left > 0 {
+			c.fault(time.Time{}, schemas.OriginHost, fmt.Sprintf("%d facts that the machine reported are left out: it made more than the log took", left))
+		}
+	}
+}
+
+// takeLive shows behaviour to whoever watches.
+func (c *Context) takeLive() {
+	defer c.takers.Done()
+	for more := true; more; {
+		var events []machine.Event
+		events, _, more = c.live.take()
+		for _, e := range events {
+			c.showBehavior(e)
 		}
 	}
 }
@@ -46,22 +77,31 @@ func (c *Context) takeFact(e machine.Event) error {
 	}
 	switch {
 	case e.Lease != nil:
-		if err := c.emitAt(e.Time, schemas.OriginHost, *e.Lease); err != nil {
-			return err
-		}
-		c.set(func() { c.address = e.Lease.Address })
+		return c.tell(e.Time, schemas.OriginHost, *e.Lease, func() { c.address = e.Lease.Address })
 	case e.Exited != nil:
-		if err := c.emitAt(e.Time, schemas.OriginGuest, *e.Exited); err != nil {
-			return err
-		}
-		c.set(func() { c.exited = e.Exited })
+		return c.tell(e.Time, schemas.OriginGuest, *e.Exited, func() { c.exited = e.Exited })
 	case e.Tree != nil:
-		c.set(func() { c.treeGone = true })
+		return c.tell(e.Time, schemas.OriginGuest, schemas.TreeExited{}, func() { c.treeGone = true })
 	case e.Off != nil:
 		return c.takeOff(e)
 	case e.Fault != "":
 		c.fault(e.Time, schemas.OriginGuest, e.Fault)
 	}
+	return nil
+}
+
+// tell publishes a fact, runs its handlers, and lets take put it into the
+// context's state. The failure of a required handler is the running step's: the
+// fact is in the log, and so it holds.
+func (c *Context) tell(at time.Time, origin schemas.Origin, data schemas.Typed, take func()) error {
+	e, err := c.publish(at, origin, data)
+	if err != nil {
+		return err
+	}
+	if err := c.dispatch(e); err != nil {
+		c.failStep(err)
+	}
+	c.set(take)
 	return nil
 }
 
@@ -79,7 +119,7 @@ func (c *Context) takeOff(e machine.Event) error {
 	}
 	e.Off.State = string(state)
 	c.set(func() { c.state, c.fell = state, true })
-	return c.emitAt(e.Time, schemas.OriginHost, *e.Off)
+	return c.tell(e.Time, schemas.OriginHost, *e.Off, func() {})
 }
 
 // showBehavior passes a live event on, if it is one.
@@ -91,8 +131,26 @@ func (c *Context) showBehavior(e machine.Event) {
 	id := c.cfg.Analysis + "/behavior/" + strconv.FormatUint(b.Record, 10) + "/" + b.Category + "." + b.Action
 	ev, err := schemas.NewEvent(c.cfg.Tenant, c.cfg.Analysis, id, e.Time, schemas.OriginGuest, *b)
 	if err == nil {
-		_ = c.cfg.Log.PublishBehavior(c.cfg.Tenant, c.cfg.Analysis, b, ev) // at most once
+		err = c.cfg.Log.PublishBehavior(c.cfg.Tenant, c.cfg.Analysis, b, ev) // at most once
 	}
+	if err != nil {
+		c.unshown(b)
+	}
+}
+
+// unshown counts a live event that was not shown. Only names that the schemas
+// know are counted apart: the guest must not fill a map.
+func (c *Context) unshown(b *schemas.Behavior) {
+	name := b.Category + "." + b.Action
+	if !slices.Contains(schemas.BehaviorActions, name) {
+		name = "records"
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.suppressed == nil {
+		c.suppressed = map[string]uint64{}
+	}
+	c.suppressed[name]++
 }
 
 // news notes that the sample did something.

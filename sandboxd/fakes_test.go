@@ -31,6 +31,16 @@ type memLog struct {
 	writers map[string]int             // the newest writer of each
 	back    chan struct{}              // closed while the log is there
 	awayAt  time.Time
+	broken  error       // what every publish returns at once, such as a full disk
+	waits   []time.Time // deadlines of the waits for analyzers
+	shown   int         // live events
+}
+
+// breakDown makes every publish fail; nil mends it.
+func (l *memLog) breakDown(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = err
 }
 
 func newMemLog() *memLog {
@@ -63,8 +73,11 @@ func (l *memLog) Away() time.Duration {
 
 func (l *memLog) wait(ctx context.Context) error {
 	l.mu.Lock()
-	back := l.back
+	back, broken := l.back, l.broken
 	l.mu.Unlock()
+	if broken != nil {
+		return broken
+	}
 	select {
 	case <-back:
 		return nil
@@ -91,7 +104,17 @@ func (l *memLog) PublishSegment(ctx context.Context, e schemas.Event, _ *schemas
 	return l.append(ctx, e)
 }
 
-func (l *memLog) PublishBehavior(string, string, *schemas.Behavior, schemas.Event) error { return nil }
+// PublishBehavior waits for the log, which the real one does not: whoever calls
+// it must not hold anything up.
+func (l *memLog) PublishBehavior(string, string, *schemas.Behavior, schemas.Event) error {
+	if err := l.wait(context.Background()); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shown++
+	return nil
+}
 
 func (l *memLog) OpenContext(_ context.Context, _, analysis string) (sandboxd.ContextLog, error) {
 	l.mu.Lock()
@@ -173,7 +196,10 @@ func (l *memLog) End(ctx context.Context, tenant, analysis string, ending schema
 	}
 }
 
-func (l *memLog) Wait(context.Context, string, string, time.Time, []string) ([]schemas.MissingTask, error) {
+func (l *memLog) Wait(_ context.Context, _, _ string, deadline time.Time, _ []string) ([]schemas.MissingTask, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waits = append(l.waits, deadline)
 	return []schemas.MissingTask{}, nil
 }
 
@@ -223,9 +249,11 @@ func (s *memStore) Open(_ context.Context, d schemas.Digest) (io.ReadCloser, int
 
 // fakeMachine is a machine whose guest does what a test says.
 type fakeMachine struct {
-	o     machine.Observer
-	onRun func(m *fakeMachine) (machine.Started, error)
-	fail  map[string]error // by verb
+	o      machine.Observer
+	onRun  func(m *fakeMachine) (machine.Started, error)
+	onCall func(name string) // sees every call before it acts
+	fail   map[string]error  // by verb
+	late   bool              // a pause works, and its answer never comes
 
 	mu     sync.Mutex
 	calls  []string
@@ -237,6 +265,9 @@ type fakeMachine struct {
 
 func (m *fakeMachine) call(name string) error {
 	time.Sleep(m.slow)
+	if m.onCall != nil {
+		m.onCall(name)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls = append(m.calls, name)
@@ -254,11 +285,15 @@ func (m *fakeMachine) Poweron(_ context.Context, id machine.Identity) (machine.B
 	return machine.Boot{Ready: schemas.GuestReady{Identity: id.Identity}}, err
 }
 
-func (m *fakeMachine) Pause(context.Context) error {
+func (m *fakeMachine) Pause(ctx context.Context) error {
 	err := m.call("pause")
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.paused = err == nil
+	m.mu.Unlock()
+	if m.late {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	return err
 }
 
@@ -343,14 +378,17 @@ func (m *fakeMachine) isPaused() bool {
 // bench is a worker with everything around it in memory.
 type bench struct {
 	*memLog
-	store    *memStore
-	jobs     chan *fakeJob
-	released chan string
-	machine  func(m *fakeMachine) // sets each machine up
-	machines []*fakeMachine
-	cancels  map[string]func(by string)
-	mu       sync.Mutex
-	dir      string
+	store     *memStore
+	jobs      chan *fakeJob
+	released  chan string
+	givenBack int                  // jobs
+	machine   func(m *fakeMachine) // sets each machine up
+	machines  []*fakeMachine
+	cancels   map[string]func(by string)
+	install   func(c *sandboxd.Context) // subscribes more than the hooks
+	parallel  int
+	mu        sync.Mutex
+	dir       string
 }
 
 func newBench(t *testing.T) *bench {
@@ -424,8 +462,11 @@ func (j *fakeJob) Done(context.Context) error {
 }
 
 // Release puts the job back, as the queue would.
-func (j *fakeJob) Release(time.Duration) error {
-	j.b.jobs <- j
+func (j *fakeJob) Release(after time.Duration) error {
+	j.b.mu.Lock()
+	j.b.givenBack++
+	j.b.mu.Unlock()
+	time.AfterFunc(after, func() { j.b.jobs <- j })
 	return nil
 }
 
@@ -448,7 +489,7 @@ func (b *bench) submission(t *testing.T) schemas.Submission {
 func (b *bench) worker(t *testing.T) (stop func()) {
 	t.Helper()
 	w := sandboxd.NewWorker(b, b.store, b, b, b, sandboxd.Options{
-		ID: "worker", Dir: b.dir, Slog: slog.New(slog.DiscardHandler),
+		ID: "worker", Dir: b.dir, Parallel: b.parallel, Slog: slog.New(slog.DiscardHandler),
 		Describe: func(arch, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: arch, Start: start} },
 		InstallHooks: func(c *sandboxd.Context, text string) error {
 			if text == "" {
@@ -457,6 +498,9 @@ func (b *bench) worker(t *testing.T) (stop func()) {
 			cfg, err := hooks.Parse(text)
 			if err != nil {
 				return err
+			}
+			if b.install != nil {
+				b.install(c)
 			}
 			return cfg.Install(c)
 		},

@@ -4,11 +4,14 @@ package sandboxd
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -122,10 +125,26 @@ func (c *Context) Data(src schemas.Source, p []byte) {
 // End implements [machine.Observer].
 func (c *Context) End(src schemas.Source, cov schemas.SourceCoverage) {
 	if s := c.sources[src]; s != nil {
+		c.mu.Lock()
+		if src == schemas.SourceTrace && !c.tailLost && powerTaken(cov) {
+			cov.Status, cov.Reason = schemas.StatusWhole, ""
+		}
+		c.mu.Unlock()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.merge(cov)
 	}
+}
+
+// linkEnded begins the reason of a source that ended with its guest's link
+// (package wire).
+const linkEnded = "the link ended"
+
+// powerTaken reports whether all that a trace lacks is its writer's own end, as
+// when the power is taken. If the guest had sent all that it had before that,
+// and counts what it lost, the trace is whole.
+func powerTaken(c schemas.SourceCoverage) bool {
+	return c.Status == schemas.StatusPartial && strings.HasPrefix(c.Reason, linkEnded) && c.Lost == 0 && c.Cut == 0 && len(c.PerCPU) > 0
 }
 
 // merge adds what the machine says of a source. A machine that was started
@@ -144,12 +163,19 @@ func (s *source) merge(cov schemas.SourceCoverage) {
 	if cov.Status != schemas.StatusWhole {
 		e.Status, e.Reason = cov.Status, cov.Reason
 	}
-	for k, v := range cov.Suppressed {
-		if e.Suppressed == nil {
-			e.Suppressed = map[string]uint64{}
-		}
-		e.Suppressed[k] += v
+	e.Suppressed = sum(e.Suppressed, cov.Suppressed)
+}
+
+// sum adds the counts of b to those of a, in a new map if there are any.
+func sum(a, b map[string]uint64) map[string]uint64 {
+	if len(b) == 0 {
+		return a
 	}
+	out := maps.Clone(b)
+	for k, v := range a {
+		out[k] += v
+	}
+	return out
 }
 
 func (s *source) add(p []byte) {
@@ -266,7 +292,8 @@ func (s *source) publish(p []byte, records uint64, final bool) error {
 	if err != nil {
 		return err
 	}
-	if err := s.c.cfg.Log.PublishSegment(s.c.life, e, &seg); err != nil {
+	err = s.c.persist(s.c.life, func(ctx context.Context) error { return s.c.cfg.Log.PublishSegment(ctx, e, &seg) })
+	if err != nil {
 		return fmt.Errorf("publish a segment: %w", err)
 	}
 	s.next++
@@ -325,6 +352,11 @@ func (s *source) finish() schemas.SourceCoverage {
 	if s.ended != nil {
 		cov = *s.ended
 		cov.Source = s.name
+	}
+	if s.name == schemas.SourceTrace {
+		s.c.mu.Lock()
+		cov.Suppressed = sum(cov.Suppressed, s.c.suppressed)
+		s.c.mu.Unlock()
 	}
 	cov.Segments, cov.Bytes = len(s.segments), s.bytes
 	cov.Cut += s.cut

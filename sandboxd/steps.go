@@ -35,7 +35,7 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		if a.moot(s) {
 			return errMachineGone
 		}
-		err := a.step(ctx, s)
+		err, required := a.c.inStep(ctx, func(ctx context.Context) error { return a.step(ctx, s) })
 		switch {
 		case err == nil:
 			continue
@@ -43,14 +43,18 @@ func (a *analysis) runSteps(ctx context.Context) error {
 			return a.c.Err()
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case required:
 		case errors.Is(err, errNotExecuted):
 			return err
 		case a.moot(s):
 			return errMachineGone
 		}
-		failed := schemas.StepFailed{Step: i + 1, Name: string(s.Kind), Error: err.Error(), OnFailure: string(s.OnFailure)}
-		if perr := a.c.emit(schemas.OriginHost, failed); perr != nil && a.c.Err() != nil {
-			return perr
+		e, perr := a.c.publish(time.Time{}, schemas.OriginHost, stepFailed(i, s, err))
+		if perr != nil {
+			return failure{reasonLog, fmt.Errorf("tell that step %d, %s, failed (%w): %w", i+1, s.Kind, err, perr)}
+		}
+		if herr := a.c.dispatch(e); herr != nil {
+			return failure{reasonHook, herr}
 		}
 		switch s.OnFailure {
 		case protocol.Continue:
@@ -65,6 +69,46 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func stepFailed(i int, s protocol.Step, err error) schemas.StepFailed {
+	return schemas.StepFailed{Step: i + 1, Name: string(s.Kind), Error: err.Error(), OnFailure: string(s.OnFailure)}
+}
+
+// inStep runs a step. It fails, and is ended, when a handler without which the
+// analysis must not go on fails at a fact: that is told by required. One that
+// failed between two steps fails the next.
+func (c *Context) inStep(ctx context.Context, step func(context.Context) error) (err error, required bool) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.mu.Lock()
+	failed := c.stepErr
+	if failed == nil {
+		c.stepEnd = cancel
+	}
+	c.mu.Unlock()
+	if failed == nil {
+		err = step(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	failed, c.stepErr, c.stepEnd = c.stepErr, nil, nil
+	if failed != nil {
+		return failed, true
+	}
+	return err, false
+}
+
+// failStep fails the running step.
+func (c *Context) failStep(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stepErr == nil {
+		c.stepErr = err
+	}
+	if c.stepEnd != nil {
+		c.stepEnd(err)
+	}
 }
 
 // moot reports whether a step has lost its machine: the guest went down by
@@ -112,11 +156,9 @@ func (a *analysis) step(ctx context.Context, s protocol.Step) error {
 // trigger bounds an event's synchronous handlers as a whole.
 func (a *analysis) trigger(ctx context.Context, s protocol.Step) error {
 	done := make(chan error, 1)
-	a.c.handlers.Add(1)
-	go func() {
-		defer a.c.handlers.Done()
-		done <- a.c.Trigger(s.Event, s.Payload)
-	}()
+	if !a.c.spawn(&task{}, func() { done <- a.c.Trigger(s.Event, s.Payload) }) {
+		return errOver
+	}
 	t := time.NewTimer(s.Timeout)
 	defer t.Stop()
 	select {
@@ -130,9 +172,12 @@ func (a *analysis) trigger(ctx context.Context, s protocol.Step) error {
 }
 
 func (a *analysis) waitIP(ctx context.Context, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	wctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := a.c.await(ctx, func() bool { return a.c.address != "" || !a.c.state.Alive() }); err != nil {
+	if err := a.c.await(wctx, func() bool { return a.c.address != "" || !a.c.state.Alive() }); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return fmt.Errorf("the guest took no address within %s", timeout)
 	}
 	if a.c.IP4Address() == "" {
@@ -150,7 +195,7 @@ func (a *analysis) wait(ctx context.Context, s protocol.Step) error {
 	}
 	begin := time.Now()
 	a.c.mu.Lock()
-	frozen := a.c.frozen
+	frozen := a.c.stoodStill()
 	before := map[string]int{}
 	for _, u := range s.Until {
 		before[u] = a.c.events[u]
@@ -158,8 +203,9 @@ func (a *analysis) wait(ctx context.Context, s protocol.Step) error {
 	a.c.mu.Unlock()
 	for {
 		a.c.mu.Lock()
-		left := limit - time.Since(begin) + a.c.frozen - frozen
-		quiet := time.Since(a.c.lastNews)
+		still := a.c.stoodStill()
+		left := limit - time.Since(begin) + still - frozen
+		quiet := time.Since(a.c.lastNews) - (still - a.c.frozen)
 		over := slices.ContainsFunc(s.Until, func(u string) bool { return a.holds(u, before[u], quiet >= s.Quiet) })
 		gone := !a.c.state.Alive() && a.c.state != Defined && len(s.Until) > 0
 		changed := a.c.changed
@@ -241,7 +287,20 @@ func (a *analysis) runSample(ctx context.Context, timeout time.Duration) error {
 
 // dump is the step that stores the guest's memory, whatever the hooks do.
 func (a *analysis) dump(ctx context.Context, timeout time.Duration) error {
+	if _, err := a.c.living(); err != nil {
+		return err
+	}
+	a.c.mu.Lock()
+	size := a.c.boot.Machine.Memory
+	a.c.mu.Unlock()
+	e, err := a.c.publish(time.Time{}, schemas.OriginHost, schemas.PreDumpMemory{Bytes: size})
+	if err != nil {
+		return err
+	}
+	if err := a.c.dispatch(e); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return a.c.StoreMemory(ctx, schemas.Event{})
+	return a.c.StoreMemory(ctx, e)
 }

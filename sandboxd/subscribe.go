@@ -80,12 +80,8 @@ func (c *Context) dispatch(e schemas.Event) error {
 		if ok, _ := path.Match(s.pattern, e.Name()); !ok {
 			continue
 		}
-		if s.opts.Async {
-			c.handlers.Add(1)
-			go func() {
-				defer c.handlers.Done()
-				_ = c.call(s, e) // a required hook is synchronous
-			}()
+		// Nothing goes on beside a protocol that is over.
+		if s.opts.Async && c.spawn(&task{}, func() { _ = c.call(s, e) }) { // a required hook is synchronous
 			continue
 		}
 		if err := c.call(s, e); err != nil {
@@ -95,10 +91,36 @@ func (c *Context) dispatch(e schemas.Event) error {
 	return errors.Join(errs...)
 }
 
+// Times of handlers.
+const (
+	noticeTime   = time.Second     // to notice that their context has ended
+	teardownTime = 5 * time.Second // in all, for those of a cancelled analysis' last events
+)
+
+// hookContext is what a handler runs on. A cancellation ends it. The events
+// that come after one, when the machine is gone, have a short time of their
+// own.
+func (c *Context) hookContext(timeout time.Duration) (context.Context, context.CancelFunc) {
+	if c.work.Err() == nil {
+		return context.WithTimeout(c.work, timeout)
+	}
+	return context.WithTimeout(c.life, min(timeout, teardownTime))
+}
+
+// whyEnded says in people's words why a handler's context ended.
+func whyEnded(ctx context.Context, begin time.Time) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return fmt.Errorf("not done after %s", time.Since(begin).Round(time.Millisecond))
+	}
+	return cause
+}
+
 // call runs one handler until its deadline. A handler that goes on after that
 // is not waited for; its failure is known by then.
 func (c *Context) call(s *Subscription, e schemas.Event) error {
-	ctx, cancel := context.WithTimeout(c.life, s.opts.Timeout)
+	begin := time.Now()
+	ctx, cancel := c.hookContext(s.opts.Timeout)
 	defer cancel()
 	done := make(chan error, 1)
 	c.strays.Add(1)
@@ -115,10 +137,14 @@ func (c *Context) call(s *Subscription, e schemas.Event) error {
 	select {
 	case err = <-done:
 	case <-ctx.Done():
+		why := whyEnded(ctx, begin)
 		select {
 		case err = <-done:
-		case <-time.After(time.Second): // to notice its context
-			err = fmt.Errorf("not done after %s", s.opts.Timeout)
+			if err != nil {
+				err = fmt.Errorf("%w: %w", why, err)
+			}
+		case <-time.After(noticeTime):
+			err = why
 		}
 	}
 	c.hooks.count(s.opts, err)
@@ -126,7 +152,7 @@ func (c *Context) call(s *Subscription, e schemas.Event) error {
 		return nil
 	}
 	c.cfg.Slog.Warn("hook failed", "analysis", c.cfg.Analysis, "hook", s.opts.Name, "event", e.Name(), "error", err)
-	if perr := c.hookFailed(s, e, err); perr != nil {
+	if perr := c.hookFailed(s, e, err); perr != nil && !errors.Is(perr, errOver) {
 		return perr
 	}
 	if s.opts.Required {
@@ -202,20 +228,98 @@ func (h *hookStats) list() []schemas.HookCoverage {
 }
 
 // Background lets a handler go on beside the protocol: the context waits for f
-// before start_analysis. Its failure counts as the hook's.
-func (c *Context) Background(hook string, e schemas.Event, f func(ctx context.Context) error) {
-	c.handlers.Add(1)
-	go func() {
-		defer c.handlers.Done()
-		err := f(c.life)
+// before start_analysis, for as long as that step's timeout says, and ends its
+// ctx then. Its failure counts as the hook's. When the machine's part is over f
+// is not called, and the error says so.
+func (c *Context) Background(hook string, e schemas.Event, f func(ctx context.Context) error) error {
+	run := func() {
+		begin := time.Now()
+		ctx, cancel := c.hookContext(maxBackground)
+		defer cancel()
+		err := f(ctx)
 		if err == nil {
 			return
+		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", whyEnded(ctx, begin), err)
 		}
 		c.hooks.fail(hook, err)
 		if perr := c.hookFailed(&Subscription{opts: SubscribeOptions{Name: hook}}, e, err); perr != nil {
 			c.cfg.Slog.Warn("hook failed", "analysis", c.cfg.Analysis, "hook", hook, "error", err)
 		}
+	}
+	if !c.spawn(&task{hook: hook, event: e.Name()}, run) {
+		return fmt.Errorf("%s: %w", hook, errOver)
+	}
+	return nil
+}
+
+// maxBackground bounds what goes on beside the longest protocol.
+const maxBackground = time.Hour
+
+// A task goes on beside the protocol.
+type task struct {
+	hook, event string // whose work it is, if a hook's
+}
+
+// spawn runs f beside the protocol, unless the machine's part is over.
+func (c *Context) spawn(t *task, f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.tasks[t] = struct{}{}
+	c.strays.Add(1)
+	go func() {
+		defer c.strays.Done()
+		defer c.set(func() { delete(c.tasks, t) })
+		f()
 	}()
+	return true
+}
+
+// errOverdue ends what has not been done when start_analysis has waited long
+// enough.
+var errOverdue = errors.New("not done when start_analysis had waited")
+
+// settle waits for the facts that are on their way, and for what goes on beside
+// the protocol, at most for so long; then nothing more begins and no more events
+// are published. The machine must be gone. It reports whether something was not
+// done in time: that is a failure of its hook.
+func (c *Context) settle(timeout time.Duration) (overdue bool) {
+	c.facts.close()
+	c.live.close()
+	timer := time.AfterFunc(timeout, func() { c.endWork(fmt.Errorf("%w for %s", errOverdue, timeout)) })
+	defer timer.Stop()
+	c.takers.Wait()
+	ctx, cancel := context.WithCancel(c.life)
+	defer cancel()
+	stop := context.AfterFunc(c.work, func() { time.AfterFunc(2*noticeTime, cancel) })
+	defer stop()
+	_ = c.await(ctx, func() bool { return len(c.tasks) == 0 })
+	var left []*task
+	c.set(func() {
+		c.closed = true
+		for t := range c.tasks {
+			left = append(left, t)
+		}
+	})
+	if c.Err() != nil {
+		return false
+	}
+	slices.SortFunc(left, func(a, b *task) int { return strings.Compare(a.hook+" "+a.event, b.hook+" "+b.event) })
+	why := context.Cause(c.work)
+	for _, t := range left {
+		if t.hook == "" {
+			continue
+		}
+		c.hooks.fail(t.hook, why)
+		if _, err := c.publishLast(schemas.HookFailed{Hook: t.hook, Event: t.event, Error: why.Error()}); err != nil {
+			break
+		}
+	}
+	return errors.Is(why, errOverdue)
 }
 
 // SubscribeHook subscribes a configured hook to several patterns. The coverage

@@ -23,8 +23,8 @@ var errNoMachine = errors.New("the analysis has no machine")
 // published; pre_X and its handlers; the deed, with its own deadline; post_X,
 // or failed_X in its place.
 func (c *Context) do(ctx context.Context, v Verb, timeout time.Duration, pre, post func(schemas.Transition) schemas.Typed, deed func(context.Context, machine.Machine) error) error {
-	c.verbs.Lock()
-	defer c.verbs.Unlock()
+	c.verbs.take()
+	defer c.verbs.give()
 	c.mu.Lock()
 	m, from := c.machine, c.state
 	c.mu.Unlock()
@@ -39,19 +39,76 @@ func (c *Context) do(ctx context.Context, v Verb, timeout time.Duration, pre, po
 	t := schemas.Transition{Verb: "pre_" + string(v), From: string(from), To: string(to)}
 	err = c.emit(schemas.OriginHost, pre(t))
 	if err == nil {
-		dctx, cancel := context.WithTimeout(ctx, timeout)
-		stop := context.AfterFunc(c.life, cancel)
-		err = deed(dctx, m)
-		stop()
-		cancel()
+		err = c.act(ctx, v, to, timeout, m, deed)
 	}
 	if err != nil {
 		failed := schemas.FailedTransition{Verb: "failed_" + string(v), State: string(c.State()), Error: err.Error()}
 		return errors.Join(fmt.Errorf("%s: %w", v, err), c.emit(schemas.OriginHost, failed))
 	}
-	c.set(func() { c.state, c.fell = to, false })
 	t.Verb, t.Took = "post_"+string(v), schemas.Duration(time.Since(begin).Round(time.Millisecond))
 	return c.emit(schemas.OriginHost, post(t))
+}
+
+// act does the deed of a verb.
+func (c *Context) act(ctx context.Context, v Verb, to State, timeout time.Duration, m machine.Machine, deed func(context.Context, machine.Machine) error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	switch v {
+	case VerbPause, VerbResume: // what the watch over the log does too
+		c.cpus.take()
+		defer c.cpus.give()
+	}
+	switch v {
+	case VerbPause, VerbPoweroff, VerbRestart:
+		// The guest may never again be able to send what it has traced.
+		c.mu.Lock()
+		speaks := c.state == Running && c.frozenAt.IsZero()
+		c.mu.Unlock()
+		if speaks {
+			c.flush(m, flushTime)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	stop := context.AfterFunc(c.life, cancel)
+	defer stop()
+	if v == VerbPoweroff || v == VerbRestart {
+		c.noteTail()
+	}
+	if err := deed(ctx, m); err != nil {
+		return err
+	}
+	c.set(func() {
+		c.state, c.fell = to, false
+		c.flushed = c.flushed && to != Running
+	})
+	return nil
+}
+
+// flushTime is how long a guest may take to send what it has traced.
+const flushTime = 2 * time.Second
+
+// flush has a running guest send what it has traced. One that does not may lose
+// it: the trace's coverage says so.
+func (c *Context) flush(m machine.Machine, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.life), limit)
+	defer cancel()
+	err := m.Flush(ctx)
+	c.mu.Lock()
+	c.flushed = err == nil
+	c.mu.Unlock()
+	if err != nil {
+		c.cfg.Slog.Debug("have the guest send its trace", "analysis", c.cfg.Analysis, "error", err)
+	}
+}
+
+// noteTail notes whether the guest, which ends now, takes something with it
+// that it has traced.
+func (c *Context) noteTail() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tailLost = c.tailLost || c.state.Alive() && !c.flushed
 }
 
 func same(t schemas.Transition) schemas.Typed { return t }
@@ -127,20 +184,41 @@ func (c *Context) Poweroff(ctx context.Context, timeout time.Duration) error {
 	return c.do(ctx, VerbPoweroff, timeout, same, same, func(ctx context.Context, m machine.Machine) error { return m.Poweroff(ctx) })
 }
 
-// stop ends the machine whatever it is doing, and only then says so: stopping
-// never waits for the log. It returns when nothing of the machine is left.
+// halt ends the machine, once, whatever it is doing, and tells nobody. It
+// returns when nothing of the machine is left.
+func (c *Context) halt() {
+	c.mu.Lock()
+	m, speaks, busy := c.machine, c.state == Running && c.frozenAt.IsZero(), c.halting
+	c.halting = true
+	c.mu.Unlock()
+	if busy {
+		<-c.halted
+		return
+	}
+	defer close(c.halted)
+	if speaks {
+		c.flush(m, flushTime)
+	}
+	c.noteTail()
+	c.set(func() { c.haltedAt = time.Now() })
+	if err := m.Close(); err != nil {
+		c.cfg.Slog.Error("end the machine", "analysis", c.cfg.Analysis, "error", err)
+	}
+}
+
+// stop ends the machine and only then says so: stopping never waits for the
+// log.
 func (c *Context) stop(reason string) {
 	c.mu.Lock()
-	m, from := c.machine, c.state
+	m := c.machine
 	c.mu.Unlock()
 	if m == nil {
 		return
 	}
-	at := time.Now()
-	err := m.Close()
-	if err != nil {
-		c.cfg.Slog.Error("end the machine", "analysis", c.cfg.Analysis, "error", err)
-	}
+	c.halt()
+	c.mu.Lock()
+	from, at := c.state, c.haltedAt
+	c.mu.Unlock()
 	if !from.Alive() {
 		return
 	}
@@ -167,11 +245,14 @@ func (c *Context) DumpMemory(ctx context.Context, f *os.File) error {
 	return m.DumpMemory(ctx, f)
 }
 
-// Exec runs a command in the guest, beside the sample, and publishes what came
-// of it.
+// Exec runs a command in the guest, beside the sample. It publishes pre_exec
+// before that, and then what came of it.
 func (c *Context) Exec(ctx context.Context, timeout time.Duration, command []string) (schemas.Exec, error) {
 	m, err := c.living()
 	if err != nil {
+		return schemas.Exec{}, err
+	}
+	if err := c.emit(schemas.OriginHost, schemas.PreExec{Command: command, Timeout: schemas.Duration(timeout)}); err != nil {
 		return schemas.Exec{}, err
 	}
 	out, err := m.Exec(ctx, machine.Exec{Command: command, Timeout: timeout})
@@ -223,16 +304,19 @@ func newIdentity() (machine.Identity, error) {
 		}
 		return v.Int64()
 	}
-	var b [16]byte
+	var b [16 + 3]byte // nothing in the one number may tell of the other
 	if _, err := rand.Read(b[:]); err != nil {
 		return machine.Identity{}, err
 	}
+	// systemd's machine ids are random UUIDs: version 4, variant 1.
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
 	// The first three bytes are a vendor's, QEMU's own 52:54:00 among the ones
 	// that nobody should see: this one is Realtek's range for network cards.
-	mac := fmt.Sprintf("00:e0:4c:%02x:%02x:%02x", b[13], b[14], b[15])
+	mac := fmt.Sprintf("00:e0:4c:%02x:%02x:%02x", b[16], b[17], b[18])
 	id := machine.Identity{}
 	id.Hostname = fmt.Sprintf("%s-%02d", hostnames[number(int64(len(hostnames)))], number(100))
-	id.MachineID = hex.EncodeToString(b[:])
+	id.MachineID = hex.EncodeToString(b[:16])
 	id.MAC = mac
 	id.Uptime = schemas.Duration(time.Duration(20*60+number(30*24*3600)) * time.Second)
 	id.FirstPID = int(400 + number(3000))

@@ -76,6 +76,10 @@ type Worker struct {
 	jobs     Jobs
 	endings  Endings
 	machines Machines
+
+	mu      sync.Mutex
+	running map[string]bool // analyses of this sandbox, by id
+	unnoted map[string]int  // how often an analysis could not be noted on the disk
 }
 
 // NewWorker returns a worker. Nothing happens until [Worker.Run].
@@ -83,7 +87,67 @@ func NewWorker(log Log, store Store, jobs Jobs, endings Endings, machines Machin
 	if o.Parallel <= 0 {
 		o.Parallel = 1
 	}
-	return &Worker{opts: o, log: log, store: store, jobs: jobs, endings: endings, machines: machines}
+	return &Worker{
+		opts: o, log: log, store: store, jobs: jobs, endings: endings, machines: machines,
+		running: map[string]bool{}, unnoted: map[string]int{},
+	}
+}
+
+// begin takes an analysis on, unless this sandbox runs it already: the queue
+// delivers a job again whose claim it believes to be dead.
+func (w *Worker) begin(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running[id] {
+		return false
+	}
+	w.running[id] = true
+	return true
+}
+
+func (w *Worker) runs(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running[id]
+}
+
+func (w *Worker) finish(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.running, id)
+}
+
+func (w *Worker) noted(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.unnoted, id)
+}
+
+// noteTries is how often a job is given back because there is no room to note
+// it, and noteAgain when it comes again.
+const (
+	noteTries = 3
+	noteAgain = 30 * time.Second
+)
+
+// unnotable gives back the job of an analysis that could not be noted, for a
+// while: then the analysis ends as failed.
+func (w *Worker) unnotable(ctx context.Context, j Job, a *analysis, why error) error {
+	w.mu.Lock()
+	w.unnoted[a.id]++
+	again := w.unnoted[a.id] < noteTries
+	w.mu.Unlock()
+	why = fmt.Errorf("note the job on the disk: %w", why)
+	if again {
+		return errors.Join(why, j.Release(noteAgain))
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	if err := a.refuse(ctx, failure{reasonStore, why}); err != nil {
+		return errors.Join(why, err, j.Release(noteAgain))
+	}
+	w.noted(a.id)
+	return errors.Join(why, j.Done(ctx))
 }
 
 // errShutdown is the cause of analyses that are cut short because the sandbox
@@ -143,7 +207,7 @@ func (w *Worker) work(ctx context.Context, j Job, free func()) {
 	next, err := w.attempt(ctx, sub)
 	switch {
 	case errors.Is(err, errBusy):
-		_ = j.Release(30 * time.Second)
+		_ = j.Release(busyAgain)
 		return
 	case errors.Is(err, errWaiting):
 		// Its sandbox died between start_analysis and the acknowledgement.
@@ -174,11 +238,14 @@ func (w *Worker) work(ctx context.Context, j Job, free func()) {
 }
 
 var (
-	// errBusy says that another sandbox works on a submission.
-	errBusy = errors.New("another sandbox works on it")
+	// errBusy says that another sandbox, or this one, works on a submission.
+	errBusy = errors.New("a sandbox works on it")
 	// errWaiting says that an attempt has only its analyzers to wait for.
 	errWaiting = errors.New("it has come to its analyzers")
 )
+
+// busyAgain is when a job comes again on which somebody works.
+const busyAgain = 30 * time.Second
 
 // attempt returns the number of the attempt that a submission is due for, from
 // 1, or 0 if it needs none. An attempt that nobody runs any more is ended,
@@ -186,6 +253,9 @@ var (
 func (w *Worker) attempt(ctx context.Context, sub schemas.Submission) (int, error) {
 	for n := 1; ; n++ {
 		id := schemas.AttemptID(sub.ID, n)
+		if w.runs(id) {
+			return 0, errBusy
+		}
 		events, err := w.endings.Events(ctx, sub.Tenant, id)
 		if err != nil {
 			return 0, err
@@ -243,10 +313,14 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 	if attempt > 1 {
 		a.retryOf = schemas.AttemptID(sub.ID, attempt-1)
 	}
-	if err := w.note(a, j.Token()); err != nil {
-		_ = j.Release(30 * time.Second)
-		return fmt.Errorf("note the job: %w", err)
+	if !w.begin(id) {
+		return errors.Join(errBusy, j.Release(busyAgain))
 	}
+	defer w.finish(id)
+	if err := w.note(a, j.Token()); err != nil {
+		return w.unnotable(ctx, j, a, err)
+	}
+	w.noted(id)
 	// The analysis is told of a shutdown in its own words, and then has a
 	// while to end.
 	actx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -274,7 +348,7 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 	failed := a.machineTime(actx)
 	free()
 	settled := w.settle(ctx, j, a, failed)
-	a.analysisTime(actx, failed)
+	a.analysisTime(actx, ctx, failed)
 	if a.c != nil {
 		a.c.Close()
 	}

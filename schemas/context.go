@@ -33,12 +33,15 @@ const (
 	EventGuestReady    = "guest_ready"
 	EventSampleStarted = "sample_started"
 	EventSampleExited  = "sample_exited"
+	EventTreeExited    = "sample_tree_exited"
 	EventMachineOff    = "machine_off"
 	EventFault         = "fault"
 	EventLogAway       = "log_away"
 	EventHookFailed    = "hook_failed"
 	EventStepFailed    = "step_failed"
+	EventPreExec       = "pre_exec"
 	EventExec          = "exec"
+	EventPreDumpMemory = "pre_dump_memory"
 	EventCompleted     = "analysis_completed"
 	EventFailed        = "analysis_failed"
 	EventCancelled     = "analysis_cancelled"
@@ -249,6 +252,12 @@ type SampleExited struct {
 // EventType implements [Typed].
 func (SampleExited) EventType() string { return ContextType(EventSampleExited) }
 
+// TreeExited says that no process of the sample is left.
+type TreeExited struct{}
+
+// EventType implements [Typed].
+func (TreeExited) EventType() string { return ContextType(EventTreeExited) }
+
 // MachineOff says that the machine went down or broke without being asked.
 type MachineOff struct {
 	State  string `json:"state"`  // off or crashed
@@ -293,6 +302,25 @@ type FailedTransition struct {
 
 // EventType implements [Typed].
 func (f FailedTransition) EventType() string { return contextType(f.Verb) }
+
+// PreExec announces a command that is about to run in the guest beside the
+// sample.
+type PreExec struct {
+	Command []string `json:"command"`
+	Timeout Duration `json:"timeout"`
+}
+
+// EventType implements [Typed].
+func (PreExec) EventType() string { return ContextType(EventPreExec) }
+
+// PreDumpMemory says that the protocol is about to have the guest's RAM stored;
+// the guest stands still for the dump.
+type PreDumpMemory struct {
+	Bytes int64 `json:"bytes"` // of RAM
+}
+
+// EventType implements [Typed].
+func (PreDumpMemory) EventType() string { return ContextType(EventPreDumpMemory) }
 
 // Exec is a command that the protocol ran in the guest, and its result.
 type Exec struct {

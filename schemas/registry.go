@@ -96,8 +96,8 @@ func contextTypes() []TypeInfo {
 	add("", WaitAnalysis{})
 
 	for _, v := range []Typed{
-		AnalysisSubmitted{}, AnalysisClaimed{}, GuestReady{}, SampleStarted{}, SampleExited{}, MachineOff{},
-		Fault{}, LogAway{}, HookFailed{}, StepFailed{}, Exec{},
+		AnalysisSubmitted{}, AnalysisClaimed{}, GuestReady{}, SampleStarted{}, SampleExited{}, TreeExited{}, MachineOff{},
+		Fault{}, LogAway{}, HookFailed{}, StepFailed{}, PreExec{}, Exec{}, PreDumpMemory{},
 		AnalysisCompleted{}, AnalysisFailed{}, AnalysisCancelled{}, AnalysisAmended{},
 	} {
 		add("", v)

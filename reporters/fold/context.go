@@ -63,6 +63,8 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 			f.exited = &d
 			return exitText(&d)
 		})
+	case schemas.EventTreeExited:
+		return read(e, func(schemas.TreeExited) string { return "no process of the sample is left" })
 	case schemas.EventMachineOff:
 		return read(e, func(d schemas.MachineOff) string {
 			f.r.Machine.Off = &d
@@ -85,6 +87,10 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 			f.r.Coverage.Steps = add(f, "failed_steps", f.r.Coverage.Steps, d)
 			return fmt.Sprintf("step %d, %s: %s", d.Step, d.Name, d.Error)
 		})
+	case schemas.EventPreExec:
+		return read(e, func(d schemas.PreExec) string { return strings.Join(d.Command, " ") })
+	case schemas.EventPreDumpMemory:
+		return read(e, func(d schemas.PreDumpMemory) string { return fmt.Sprintf("%d MiB of RAM", d.Bytes>>20) })
 	case schemas.EventExec:
 		return read(e, func(d schemas.Exec) string {
 			return fmt.Sprintf("%s: exit code %d", strings.Join(d.Command, " "), d.ExitCode)

@@ -35,7 +35,8 @@ var seeOrder = []string{
 
 // ownEvents are Petri's own events of a run in which nothing goes wrong.
 var ownEvents = []string{
-	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventGuestReady, schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventCompleted,
+	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventGuestReady, schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventTreeExited,
+	schemas.EventCompleted,
 }
 
 // sampleSource is a program that prints something and leaves a file behind.
@@ -253,5 +254,36 @@ func validator(t *testing.T) func(name string, doc []byte) error {
 			return err
 		}
 		return s.Validate(v)
+	}
+}
+
+// TestOrderOfPoweroff takes the machine's power in the end. Nothing of the trace
+// is lost by that: the report is whole.
+func TestOrderOfPoweroff(t *testing.T) {
+	bin := build(t)
+	dir := t.TempDir()
+	protocol := filepath.Join(dir, "protocol.yaml")
+	text := `name: poweroff
+steps:
+  - poweron
+  - wait_ip
+  - run_sample
+  - wait: {until: tree_exited, limit: runtime}
+  - poweroff
+  - start_analysis
+  - wait_analysis
+`
+	hooks := filepath.Join(dir, "hooks.yaml")
+	for path, text := range map[string]string{protocol: text, hooks: "hooks:\n  - {name: console, on: [post_poweroff]}\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, _, code := detonate(t, bin, filepath.Join(dir, "data"), "--protocol", protocol, "--hooks", hooks, program(t, sampleSource))
+	if code != 0 || r.Outcome.Value != schemas.OutcomeCompleted {
+		t.Errorf("exit code %d, outcome %+v", code, r.Outcome)
+	}
+	if !slices.ContainsFunc(r.Timeline, func(e schemas.TimelineEntry) bool { return e.Event == schemas.EventPostPoweroff }) {
+		t.Errorf("the machine's power was not taken: %+v", r.Timeline)
 	}
 }

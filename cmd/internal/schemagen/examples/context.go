@@ -155,6 +155,11 @@ func contextFacts() []fact {
 	} {
 		steps = append(steps, step{12390, host, f})
 	}
+	steps = append(steps,
+		step{12390, guest, schemas.TreeExited{}},
+		step{12391, host, schemas.PreDumpMemory{Bytes: 512 << 20}},
+		step{12392, host, schemas.PreExec{Command: []string{"uname", "-a"}, Timeout: ms(10000)}},
+	)
 	var facts []fact
 	for i, s := range steps {
 		facts = append(facts, fact{data: s.data, id: contextID(i), at: at(s.ms), origin: s.origin})
