@@ -32,7 +32,7 @@ type progress struct {
 	status string // what is going on now
 	drawn  bool   // the status line is on the screen
 	ended  bool
-	events int // so far
+	events int // of the context, so far
 	counts map[schemas.Source]uint64
 }
 
@@ -115,7 +115,7 @@ var quietEvents = map[string]bool{
 const makingTick = 250 * time.Millisecond
 
 // explain says what a sandbox does between its claim and its first step, if it
-// is what takes long. It ends with the next event.
+// is what takes long. It ends with the context's next event.
 func (p *progress) explain() {
 	if p.making == nil {
 		return
@@ -149,9 +149,11 @@ func (p *progress) explain() {
 
 // event shows one event of the log.
 func (p *progress) event(e schemas.Event) {
-	p.mu.Lock()
-	p.events++
-	p.mu.Unlock()
+	if e.Family() == "context" { // analyzers answer meanwhile
+		p.mu.Lock()
+		p.events++
+		p.mu.Unlock()
+	}
 	switch e.Family() {
 	case "context":
 		if quietEvents[e.Name()] {

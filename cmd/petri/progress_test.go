@@ -35,6 +35,7 @@ func TestProgressExplains(t *testing.T) {
 			asked := 0
 			p.making = func() bool { asked++; return making && asked >= 3 }
 			p.event(event(schemas.AnalysisClaimed{Worker: "w"}))
+			p.event(event(schemas.Receipt{})) // of the sample, as an analyzer is fast
 			time.Sleep(4 * time.Second)
 			p.event(event(schemas.PrePoweron{}))
 			time.Sleep(4 * time.Second)

@@ -297,7 +297,15 @@ func TestFormatExecuted(t *testing.T) {
 	if got, want := behavior.Format(&r), `execve("/bin/x", 0x2000, 0x3000) = 0`; got != want {
 		t.Errorf("%s, not %s", got, want)
 	}
-	r.Result = -2
+	r.Flags = trace.Entry
+	if got, want := behavior.Format(&r), `execve("/bin/x", 0x2000, 0x3000 <unfinished ...>`; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	r.Result, r.Flags = -2, trace.Continued
+	if got, want := behavior.Format(&r), `<... execve resumed> "/bin/x", 0x2000 /* unreadable */) = -1 ENOENT (no such file or directory)`; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	r.Flags = 0
 	if got, want := behavior.Format(&r), `execve("/bin/x", 0x2000 /* unreadable */, 0x3000) = -1 ENOENT (no such file or directory)`; got != want {
 		t.Errorf("%s, not %s", got, want)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,7 +22,8 @@ import (
 //	<... connect resumed>) = -1 EINPROGRESS (operation now in progress)
 //	+++ exited with 0 +++
 //
-// What could be read only when the call returned is followed by a ~. Who did
+// What could be read only when the call returned is followed by a ~; where the
+// call's beginning has a line of its own, it stands in the line of its end. Who did
 // it is not part of the line.
 func Format(r *trace.Record) string {
 	switch r.Type {
@@ -83,7 +85,13 @@ func formatCall(r *trace.Record) string {
 		name = r.ABI.String() + ":" + name
 	}
 	if r.Flags&trace.Continued != 0 {
-		return "<... " + name + " resumed>) = " + formatResult(r, c)
+		var late []string
+		for i := range c.Args {
+			if slices.ContainsFunc(r.Attachments, func(a trace.Attachment) bool { return int(a.Arg) == i }) {
+				late = append(late, formatArg(r, c, i))
+			}
+		}
+		return strings.TrimRight("<... "+name+" resumed> "+strings.Join(late, ", "), " ") + ") = " + formatResult(r, c)
 	}
 	var args []string
 	for i := range c.Args {
@@ -167,8 +175,8 @@ func formatArg(r *trace.Record, c sysno.Call, i int) string {
 
 func formatAttached(r *trace.Record, c sysno.Call, i int, a *trace.Attachment) string {
 	if a.Flags&trace.Unreadable != 0 {
-		if executed(r, c) {
-			return formatPtr(r.Args[i])
+		if r.Flags&trace.Entry != 0 || executed(r, c) {
+			return formatPtr(r.Args[i]) // it is tried again at the call's end, or the record of type Exec has it
 		}
 		return formatPtr(r.Args[i]) + " /* unreadable */"
 	}
@@ -194,7 +202,7 @@ func formatAttached(r *trace.Record, c sysno.Call, i int, a *trace.Attachment) s
 
 // executed reports whether a call put another program in the place of its
 // caller, whose memory was gone when what could not be read at the call's
-// beginning was tried again. The record of type Exec before it has the words.
+// beginning could have been tried again.
 func executed(r *trace.Record, c sysno.Call) bool {
 	return (c.Name == "execve" || c.Name == "execveat") && r.Finished() && r.Result == 0
 }
