@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/petri-sandbox/petri/sandboxd/capture"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
 	"github.com/petri-sandbox/petri/schemas"
@@ -47,7 +48,7 @@ func (s *slow) End(src schemas.Source, c schemas.SourceCoverage) {
 func (s *slow) File(schemas.DroppedFile) machine.FileWriter { return nil }
 
 // link connects a supervisor's observer with a client, without a machine.
-func link(t *testing.T, rec machine.Observer) (m *Machine, out *observer, cut func()) {
+func link(t *testing.T, rec machine.Observer, pcap int64) (m *Machine, out *observer, cut func()) {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	m = &Machine{observer: rec}
@@ -68,7 +69,7 @@ func link(t *testing.T, rec machine.Observer) (m *Machine, out *observer, cut fu
 		m.conn.Close()
 		running.Wait()
 	})
-	out, err := newObserver(conn, Spec{Pcap: 1 << 20, Arch: "amd64"})
+	out, err := newObserver(conn, Spec{Pcap: pcap, Arch: "amd64"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +91,7 @@ func ended(t *testing.T, m *Machine) {
 // source has ended, however many events still wait.
 func TestEndsBehindEvents(t *testing.T) {
 	rec := newSlow()
-	m, out, _ := link(t, rec)
+	m, out, _ := link(t, rec, 1<<20)
 	defer close(rec.pass)
 	for range 100 {
 		out.Event(machine.Event{Fault: "wait"})
@@ -131,7 +132,7 @@ func TestNoEnd(t *testing.T) {
 	t.Run("died", func(t *testing.T) {
 		rec := newSlow()
 		close(rec.pass)
-		m, out, cut := link(t, rec)
+		m, out, cut := link(t, rec, 1<<20)
 		out.Data(schemas.SourceStdout, []byte("half"))
 		out.End(schemas.SourceStdout, schemas.SourceCoverage{Status: schemas.StatusWhole})
 		cut()
@@ -151,7 +152,7 @@ func TestNoEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			rec := newSlow()
 			close(rec.pass)
-			m, out, _ := link(t, rec)
+			m, out, _ := link(t, rec, 1<<20)
 			out.Data(schemas.SourceStdout, []byte("half"))
 			for _, s := range out.streams {
 				if err := s.w.Close(st); err != nil {
@@ -166,5 +167,26 @@ func TestNoEnd(t *testing.T) {
 				t.Errorf("stdout %q", got)
 			}
 		})
+	}
+}
+
+// TestPcapLimit checks that a capture ends at the limit that the supervisor was
+// given, and that one is made however small the limit.
+func TestPcapLimit(t *testing.T) {
+	for _, limit := range []int64{1, 600, 5000} {
+		rec := newSlow()
+		close(rec.pass)
+		m, out, _ := link(t, rec, limit)
+		for range 100 {
+			out.pcap.Packet(capture.Outbound, time.Unix(1, 0), make([]byte, 100), 100)
+		}
+		out.close()
+		ended(t, m)
+		if n := int64(len(rec.data[schemas.SourcePcap])); n == 0 || n > max(limit, minPcap) {
+			t.Errorf("limit %d: %d bytes", limit, n)
+		}
+		if e := rec.ends[schemas.SourcePcap]; len(e) != 1 || e[0].Status != schemas.StatusPartial || e[0].Produced != 100 || e[0].Lost == 0 {
+			t.Errorf("limit %d: %+v", limit, e)
+		}
 	}
 }

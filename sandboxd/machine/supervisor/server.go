@@ -322,9 +322,9 @@ type stream struct {
 	open bool // bytes have come since the last end
 }
 
-// minPcap is the least that a capture takes. sandboxd keeps what it was asked
+// minPcap has room for the frame of a capture. sandboxd keeps what it was asked
 // to, and no more.
-const minPcap = 4 << 10
+const minPcap = 512
 
 func newObserver(conn *wire.Conn, spec Spec) (*observer, error) {
 	o := &observer{conn: conn, spec: spec, streams: map[schemas.Source]*stream{}}
