@@ -37,7 +37,7 @@ type Context struct {
 	// work is what handlers, and whatever goes on beside the protocol, live on.
 	// It ends with life, when the analysis is cancelled, and when its time is
 	// over.
-	work    context.Context //nolint:containedctx // see above
+	work    context.Context
 	endWork context.CancelCauseFunc
 
 	verbs  turn          // of the verb in progress

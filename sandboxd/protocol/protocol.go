@@ -337,6 +337,7 @@ var events = []string{
 	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady,
 	schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventFault, schemas.EventLogAway,
 	schemas.EventHookFailed, schemas.EventStepFailed, schemas.EventExec, schemas.EventStartAnalysis,
+	schemas.EventTreeExited, schemas.EventPreExec, schemas.EventPreDumpMemory,
 }
 
 // Events lists the names of the context events that can be published in a run
@@ -432,7 +433,7 @@ func reserved(name string) bool {
 	}
 	switch name {
 	case schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady, schemas.EventSampleStarted,
-		schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventHookFailed, schemas.EventStepFailed,
+		schemas.EventSampleExited, schemas.EventTreeExited, schemas.EventMachineOff, schemas.EventHookFailed, schemas.EventStepFailed,
 		schemas.EventExec, schemas.EventStartAnalysis, schemas.EventWaitAnalysis:
 		return true
 	}

@@ -4,6 +4,7 @@ package protocol_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
+	"github.com/petri-sandbox/petri/schemas"
 )
 
 func TestDefault(t *testing.T) {
@@ -126,6 +128,23 @@ func TestMistakes(t *testing.T) {
 	_, err := protocol.Parse("steps:\n  - powron\n  - pausee" + end)
 	if n := strings.Count(err.Error(), "unknown step"); n != 2 {
 		t.Errorf("%d of 2 mistakes: %v", n, err)
+	}
+}
+
+// TestEvents holds the list to the schemas: an event that is missing in it could
+// not be waited for.
+func TestEvents(t *testing.T) {
+	p, err := protocol.Parse(protocol.Default)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// These are published when no step and no hook is left, or by a protocol.
+	after := []string{schemas.EventWaitAnalysis, schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended, "custom"}
+	for _, info := range schemas.Types() {
+		e := schemas.Event{Type: info.Name}
+		if e.Family() == "context" && !slices.Contains(p.Events(), e.Name()) && !slices.Contains(after, e.Name()) {
+			t.Errorf("%s is not listed", e.Name())
+		}
 	}
 }
 
