@@ -49,6 +49,7 @@ type Context struct {
 	machine   machine.Machine
 	state     State
 	fell      bool              // the machine went down by itself
+	fellTold  bool              // and that has been told
 	changed   chan struct{}     // closed and replaced at every change below
 	trouble   map[int]time.Time // since when the log has not taken something
 	troubles  int               // their numbers

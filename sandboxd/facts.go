@@ -118,8 +118,8 @@ func (c *Context) takeOff(e machine.Event) error {
 		state = Crashed
 	}
 	e.Off.State = string(state)
-	c.set(func() { c.state, c.fell = state, true })
-	return c.tell(e.Time, schemas.OriginHost, *e.Off, func() {})
+	c.set(func() { c.state, c.fell, c.fellTold = state, true, false })
+	return c.tell(e.Time, schemas.OriginHost, *e.Off, func() { c.fellTold = true })
 }
 
 // showBehavior passes a live event on, if it is one.

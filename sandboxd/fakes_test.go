@@ -249,11 +249,12 @@ func (s *memStore) Open(_ context.Context, d schemas.Digest) (io.ReadCloser, int
 
 // fakeMachine is a machine whose guest does what a test says.
 type fakeMachine struct {
-	o      machine.Observer
-	onRun  func(m *fakeMachine) (machine.Started, error)
-	onCall func(name string) // sees every call before it acts
-	fail   map[string]error  // by verb
-	late   bool              // a pause works, and its answer never comes
+	o       machine.Observer
+	onRun   func(m *fakeMachine) (machine.Started, error)
+	onCall  func(name string) // sees every call before it acts
+	onClose func()
+	fail    map[string]error // by verb
+	late    bool             // a pause works, and its answer never comes
 
 	mu     sync.Mutex
 	calls  []string
@@ -357,6 +358,9 @@ func (m *fakeMachine) DumpMemory(_ context.Context, f *os.File) error {
 }
 
 func (m *fakeMachine) Close() error {
+	if m.onClose != nil {
+		m.onClose()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true

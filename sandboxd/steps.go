@@ -32,7 +32,7 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if a.moot(s) {
+		if a.moot(ctx, s) {
 			return errMachineGone
 		}
 		err, required := a.c.inStep(ctx, func(ctx context.Context) error { return a.step(ctx, s) })
@@ -46,7 +46,7 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		case required:
 		case errors.Is(err, errNotExecuted):
 			return err
-		case a.moot(s):
+		case a.moot(ctx, s):
 			return errMachineGone
 		}
 		e, perr := a.c.publish(time.Time{}, schemas.OriginHost, stepFailed(i, s, err))
@@ -112,14 +112,16 @@ func (c *Context) failStep(err error) {
 }
 
 // moot reports whether a step has lost its machine: the guest went down by
-// itself, which the log says, and no step of the rest brings it back.
-func (a *analysis) moot(s protocol.Step) bool {
+// itself, which the log says, and no step of the rest brings it back. If a
+// required handler failed at that, the step has its failure to tell.
+func (a *analysis) moot(ctx context.Context, s protocol.Step) bool {
 	if s.Kind == protocol.Poweron || s.Kind == protocol.Wait {
 		return false
 	}
+	_ = a.c.await(ctx, func() bool { return !a.c.fell || a.c.fellTold })
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()
-	return a.c.fell
+	return a.c.fell && a.c.stepErr == nil
 }
 
 func (a *analysis) step(ctx context.Context, s protocol.Step) error {
