@@ -121,7 +121,7 @@ func TestCluster(t *testing.T) {
 		a.event(schemas.StartAnalysis{})
 		finish(t, b, next(t, b, "static"), schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "x", Title: "x"}}})
 		if missing := a.wait(20*time.Second, "static"); len(missing) != 0 {
-			t.Errorf("missing: %+v", missing)
+			t.Errorf("missing: %+v; log: %v, INBOX has %d, DEAD %d", missing, a.names(), messages(t, b, "INBOX"), messages(t, b, "DEAD"))
 		}
 	})
 }

@@ -40,10 +40,15 @@ func keep(m jetstream.Msg) (stop func()) {
 	}
 }
 
+// pullHeartbeat is how often a server that has nothing to give says so. A
+// request that got lost, as the first one on a cluster may, is noticed after
+// two; by default that would be half a minute.
+const pullHeartbeat = 2 * time.Second
+
 // consume gives a consumer's messages to handle, one after the other, until ctx
 // is done, and returns why it ended. Nothing is handled any more then.
 func consume(ctx context.Context, cons jetstream.Consumer, handle jetstream.MessageHandler, opts ...jetstream.PullConsumeOpt) error {
-	cc, err := cons.Consume(handle, opts...)
+	cc, err := cons.Consume(handle, append(opts, jetstream.PullHeartbeat(pullHeartbeat))...)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (b *Bus) Read(ctx context.Context, tenant, analysis string, from uint64, fn
 	if err := checkTokens(tenant, analysis); err != nil {
 		return err
 	}
-	return b.read(ctx, []string{AnalysisSubject(tenant, analysis)}, from, fn)
+	return b.read(ctx, AnalysisSubject(tenant, analysis), from, fn)
 }
 
 // Follow is Read that goes on with what comes, until fn returns [ErrStop] or ctx
@@ -43,15 +43,29 @@ func (b *Bus) Follow(ctx context.Context, tenant, analysis string, from uint64, 
 	return b.follow(ctx, []string{AnalysisSubject(tenant, analysis)}, from, caughtUp, fn)
 }
 
-func (b *Bus) read(ctx context.Context, subjects []string, from uint64, fn func(Entry) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := false
-	err := b.follow(ctx, subjects, from, func() { done = true; cancel() }, fn)
-	if done && errors.Is(err, context.Canceled) {
+// read is for one subject with wildcards. The stream's leader says where the
+// end is: a consumer may live on a replica that has not everything yet, and
+// does not know it.
+func (b *Bus) read(ctx context.Context, subject string, from uint64, fn func(Entry) error) error {
+	last, err := b.lastMsg(ctx, subject)
+	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	if last.Sequence < from {
+		return nil
+	}
+	return b.follow(ctx, []string{subject}, from, nil, func(e Entry) error {
+		if err := fn(e); err != nil {
+			return err
+		}
+		if e.Seq >= last.Sequence {
+			return ErrStop
+		}
+		return nil
+	})
 }
 
 // follow reads through an ordered consumer, which the client recreates where
@@ -82,7 +96,7 @@ func (b *Bus) follow(ctx context.Context, subjects []string, from uint64, caught
 		case msgs <- m:
 		case <-ctx.Done():
 		}
-	}, jetstream.PullMaxMessages(512), jetstream.PullExpiry(30*time.Second))
+	}, jetstream.PullMaxMessages(512), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(pullHeartbeat))
 	if err != nil {
 		cancel()
 		return fmt.Errorf("read the log: %w", err)

@@ -78,7 +78,7 @@ func (b *Bus) openContext(ctx context.Context, tenant, analysis string) (*Contex
 	}
 	w := &ContextWriter{b: b, tenant: tenant, analysis: analysis, nonce: nuid.Next()}
 	var entries []Entry
-	err := b.read(ctx, []string{contextSubject(tenant, analysis, ">")}, 0, func(e Entry) error {
+	err := b.read(ctx, contextSubject(tenant, analysis, ">"), 0, func(e Entry) error {
 		w.last = e.Seq
 		w.n++
 		entries = append(entries, e)

@@ -25,7 +25,7 @@ func clerk(t *testing.T, b *bus.Bus) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = bus.NewClerk(b, slog.New(slog.DiscardHandler)).Run(ctx)
+		_ = bus.NewClerk(b, slog.New(slog.NewTextHandler(t.Output(), nil))).Run(ctx)
 	}()
 	t.Cleanup(func() {
 		cancel()
