@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -21,6 +22,9 @@ type Bus struct {
 	nc *nats.Conn
 	js jetstream.JetStream
 
+	encoder *zstd.Encoder // for any number of frames at a time
+	frames  sync.Pool     // of *[frameSize]byte
+
 	mu   sync.Mutex
 	lost time.Time // when the connection was lost; zero while there is one
 }
@@ -31,7 +35,7 @@ func Connect(ctx context.Context, a Address, name string) (*Bus, error) {
 }
 
 func connect(ctx context.Context, a Address, name string, in *server.Server) (*Bus, error) {
-	b := new(Bus)
+	b := &Bus{encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}}
 	opts := []nats.Option{
 		nats.Name("petri " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),

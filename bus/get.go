@@ -83,6 +83,10 @@ func (r *objectReader) fetch() {
 			return err
 		})
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			// A replica may lag; the leader knows.
+			m, err = r.s.b.lookupIn(r.ctx, r.s.stream(), lookup{Next: subject, Seq: next})
+		}
+		if errors.Is(err, ErrNotFound) {
 			err = fmt.Errorf("artifact %s: %w: a chunk is missing", r.o.SHA256, ErrCorrupt)
 		}
 		if err != nil {

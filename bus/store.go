@@ -3,6 +3,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -89,16 +90,8 @@ func (s *Store) metaSubject(name string) string {
 // Stat returns what the store has under a digest, or an error that wraps
 // [ErrNotFound].
 func (s *Store) Stat(ctx context.Context, d schemas.Digest) (Object, error) {
-	var m *jetstream.RawStreamMsg
-	err := retry(ctx, func(ctx context.Context) error {
-		st, err := s.b.js.Stream(ctx, s.stream())
-		if err != nil {
-			return err
-		}
-		m, err = st.GetLastMsgForSubject(ctx, s.metaSubject(d.String()))
-		return err
-	})
-	if errors.Is(err, jetstream.ErrMsgNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+	m, err := s.b.lookupIn(ctx, s.stream(), lookup{Last: s.metaSubject(d.String())})
+	if errors.Is(err, ErrNotFound) {
 		return Object{}, fmt.Errorf("artifact %s: %w", d, ErrNotFound)
 	}
 	if err != nil {
@@ -150,19 +143,35 @@ func (s *Store) Put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 
 func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schemas.Digest, int64, error) {
 	u := &upload{s: s, id: nuid.Next(), raw: sha256.New(), stored: sha256.New()}
-	err := u.copy(ctx, r, s.caps.of(kind))
+	limit := s.caps.of(kind)
+	first := s.b.frames.Get().(*[frameSize]byte)
+	defer s.b.frames.Put(first)
+	n, err := io.ReadFull(r, first[:])
+	switch {
+	case int64(n) > limit:
+		err = fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		// Most of what there is fits into one frame. If the store has it
+		// already nothing need be written.
+		d := schemas.Sum(first[:n])
+		have, serr := s.Stat(ctx, d)
+		if serr == nil {
+			return d, int64(n), s.touch(ctx, have)
+		}
+		if !errors.Is(serr, ErrNotFound) {
+			return schemas.Digest{}, 0, serr
+		}
+		err = u.whole(ctx, first[:n])
+	case err == nil:
+		err = u.copy(ctx, io.MultiReader(bytes.NewReader(first[:]), r), limit)
+	}
 	if err != nil {
-		s.discard(u.id)
+		if u.chunks > 0 {
+			s.discard(u.id)
+		}
 		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
 	}
 	d := schemas.Digest(u.raw.Sum(nil))
-	if have, err := s.Stat(ctx, d); err == nil {
-		s.discard(u.id)
-		return d, u.size, s.touch(ctx, have)
-	} else if !errors.Is(err, ErrNotFound) {
-		s.discard(u.id)
-		return schemas.Digest{}, 0, err
-	}
 	o := jetstream.ObjectInfo{
 		ObjectMeta: jetstream.ObjectMeta{
 			Name:     d.String(),
@@ -173,12 +182,15 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 		Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(u.stored.Sum(nil)),
 	}
 	err = s.putMeta(ctx, o, jetstream.WithExpectLastSequencePerSubject(0))
-	if hasCode(err, codeWrongLastSequence) { // somebody stored the same bytes meanwhile
+	if hasCode(err, codeWrongLastSequence) { // the store has the same bytes
 		have, serr := s.Stat(ctx, d)
-		if serr == nil && have.meta.NUID == u.id { // or an acknowledgement was lost
+		if serr == nil && have.meta.NUID == u.id { // because an acknowledgement was lost
 			return d, u.size, nil
 		}
 		s.discard(u.id)
+		if serr == nil {
+			serr = s.touch(ctx, have)
+		}
 		return d, u.size, serr
 	}
 	if err != nil {
@@ -233,6 +245,22 @@ type upload struct {
 	chunks      int
 }
 
+// whole publishes an object of one frame, or of none.
+func (u *upload) whole(ctx context.Context, data []byte) error {
+	u.raw.Write(data)
+	u.size = int64(len(data))
+	if len(data) == 0 {
+		return nil
+	}
+	b := u.s.b.encoder.EncodeAll(data, nil)
+	u.stored.Write(b)
+	u.written, u.chunks = int64(len(b)), 1
+	return retry(ctx, func(ctx context.Context) error {
+		_, err := u.s.b.js.PublishMsg(ctx, &nats.Msg{Subject: u.s.chunkSubject(u.id), Data: b}, jetstream.WithMsgID(u.id+".0"), jetstream.WithRetryAttempts(0))
+		return err
+	})
+}
+
 // copy compresses r in frames, two at a time, and publishes them in order.
 func (u *upload) copy(ctx context.Context, r io.Reader, limit int64) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -264,9 +292,8 @@ func (u *upload) copy(ctx context.Context, r io.Reader, limit int64) error {
 	}()
 	for range 2 {
 		go func() {
-			enc := encoder()
 			for f := range queue {
-				f.out <- enc.EncodeAll(f.data, nil)
+				f.out <- u.s.b.encoder.EncodeAll(f.data, nil)
 			}
 		}()
 	}
@@ -317,8 +344,8 @@ func (u *upload) readFrames(ctx context.Context, r io.Reader, limit int64, emit 
 	}
 }
 
-func encoder() *zstd.Encoder {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
+func newEncoder() *zstd.Encoder {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true))
 	if err != nil {
 		panic(err) // the options are constants
 	}
