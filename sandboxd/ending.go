@@ -29,7 +29,7 @@ func (a *analysis) analysisTime(ctx, stopped context.Context, failed error) {
 		failed = cause
 	}
 	ending := endingFor(failed, missing)
-	for {
+	for pause := endPause; ; pause = min(2*pause, maxEndPause) {
 		// Whoever asked for the end need not wait for the log, but the log
 		// shall have the ending.
 		ectx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
@@ -41,7 +41,7 @@ func (a *analysis) analysisTime(ctx, stopped context.Context, failed error) {
 		select {
 		case <-stopped.Done():
 			return
-		case <-time.After(endPause):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -63,8 +63,9 @@ func endingFor(failed error, missing []schemas.MissingTask) schemas.Typed {
 // An ending that does not reach the log within endTimeout is tried again, as
 // long as the sandbox runs. After that its next start writes it.
 const (
-	endTimeout = 30 * time.Second
-	endPause   = 5 * time.Second
+	endTimeout  = 30 * time.Second
+	endPause    = 5 * time.Second
+	maxEndPause = time.Minute
 )
 
 // waitTimeout is how long analyzers have where the protocol does not say.

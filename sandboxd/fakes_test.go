@@ -25,15 +25,16 @@ import (
 
 // memLog is a log in memory that can go away and be taken over.
 type memLog struct {
-	mu      sync.Mutex
-	events  []schemas.Event
-	context map[string][]schemas.Event // by analysis
-	writers map[string]int             // the newest writer of each
-	back    chan struct{}              // closed while the log is there
-	awayAt  time.Time
-	broken  error       // what every publish returns at once, such as a full disk
-	waits   []time.Time // deadlines of the waits for analyzers
-	shown   int         // live events
+	mu        sync.Mutex
+	events    []schemas.Event
+	context   map[string][]schemas.Event // by analysis
+	writers   map[string]int             // the newest writer of each
+	back      chan struct{}              // closed while the log is there
+	awayAt    time.Time
+	broken    error         // what every publish returns at once, such as a full disk
+	waits     []time.Time   // deadlines of the waits for analyzers
+	shown     int           // live events
+	analysing time.Duration // that analyzers take
 }
 
 // breakDown makes every publish fail; nil mends it.
@@ -197,6 +198,7 @@ func (l *memLog) End(ctx context.Context, tenant, analysis string, ending schema
 }
 
 func (l *memLog) Wait(_ context.Context, _, _ string, deadline time.Time, _ []string) ([]schemas.MissingTask, error) {
+	time.Sleep(l.analysing)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waits = append(l.waits, deadline)

@@ -255,12 +255,18 @@ func (c *Context) Exec(ctx context.Context, timeout time.Duration, command []str
 	if err := c.emit(schemas.OriginHost, schemas.PreExec{Command: command, Timeout: schemas.Duration(timeout)}); err != nil {
 		return schemas.Exec{}, err
 	}
+	// The guest keeps the command's time, if it does as it is told.
+	ctx, cancel := context.WithTimeout(ctx, timeout+execMargin)
+	defer cancel()
 	out, err := m.Exec(ctx, machine.Exec{Command: command, Timeout: timeout})
 	if err != nil {
 		return out, fmt.Errorf("exec: %w", err)
 	}
 	return out, c.emit(schemas.OriginGuest, out)
 }
+
+// execMargin is how much longer than its timeout a command may be under way.
+const execMargin = 2 * time.Second
 
 // living returns the machine if it has a guest.
 func (c *Context) living() (machine.Machine, error) {

@@ -361,6 +361,7 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 		}
 	}
 	if !settled { // it goes back only now that its attempt has an ending
+		w.finish(id)
 		return j.Release(0)
 	}
 	return nil
