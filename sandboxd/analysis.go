@@ -4,6 +4,7 @@ package sandboxd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -308,12 +309,18 @@ func (a *analysis) run() (machine.Run, error) {
 	if len(a.sub.Options.Command) == 0 {
 		// Only of the sample itself is it known what its loader will ask for.
 		if id, err := elfid.Read(a.sample, a.sub.Sample.Size); err == nil {
-			r.Interp, r.Needed = id.Interpreter, id.Needed
-			r.RunPath = runPath(id, dir)
+			r.Interp, r.Needed, r.RunPath = id.Interpreter, id.Needed, runPath(id, dir)
+			if b, err := json.Marshal([][]string{r.Needed, r.RunPath}); err != nil || len(b) > maxLibraryText {
+				r.Needed, r.RunPath = nil, nil // no program needs so many; its loader will tell
+			}
 		}
 	}
 	return r, nil
 }
+
+// maxLibraryText bounds what the names of libraries and their directories take of
+// the request to the guest, in bytes of JSON: the sample chose them.
+const maxLibraryText = 8 << 10
 
 // runPath lists the directories that the sample itself tells its loader to look
 // in.

@@ -15,8 +15,8 @@ import (
 // gone and the job acknowledged by then. stopped is done when the sandbox is told
 // to stop.
 func (a *analysis) analysisTime(ctx, stopped context.Context, failed error) {
-	if a.c != nil && errors.Is(a.c.Err(), ErrFenced) {
-		return // somebody else ends it
+	if a.fenced(failed) {
+		return // somebody else ends it, or has
 	}
 	var missing []schemas.MissingTask
 	if a.c != nil && a.c.count(schemas.EventStartAnalysis) > 0 && context.Cause(ctx) == nil {
@@ -44,6 +44,12 @@ func (a *analysis) analysisTime(ctx, stopped context.Context, failed error) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// fenced reports whether somebody else writes the analysis: it was taken over, or
+// had been begun, or cancelled, by another.
+func (a *analysis) fenced(failed error) bool {
+	return errors.Is(failed, ErrFenced) || a.c != nil && errors.Is(a.c.Err(), ErrFenced)
 }
 
 func endingFor(failed error, missing []schemas.MissingTask) schemas.Typed {

@@ -355,7 +355,7 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 	if a.sample != nil {
 		a.sample.Close()
 	}
-	if a.ended || a.c != nil && errors.Is(a.c.Err(), ErrFenced) {
+	if a.ended || a.fenced(failed) {
 		if err := os.RemoveAll(a.dir); err != nil {
 			w.opts.Slog.Warn("remove the analysis' directory", "analysis", id, "error", err)
 		}
@@ -370,6 +370,9 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 // settle takes the job out of the queue, unless another attempt is due.
 func (w *Worker) settle(ctx context.Context, j Job, a *analysis, failed error) bool {
 	var f failure
+	if a.fenced(failed) { // whose it is takes it out; if it has ended the next claim does
+		return false
+	}
 	if errors.As(failed, &f) && Retryable(f.reason) && a.attempt <= a.sub.Options.Retries {
 		return false
 	}
