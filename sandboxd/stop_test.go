@@ -224,7 +224,7 @@ func TestGatherHasADeadline(t *testing.T) {
 		if tail := names[len(names)-3:]; tail[0] != "start_analysis" {
 			t.Errorf("something was published behind start_analysis: %v", tail)
 		}
-		if <-late == nil || <-late == nil {
+		if first, second := <-late, <-late; first == nil || second == nil {
 			t.Error("a hook did something behind start_analysis")
 		}
 		var start schemas.StartAnalysis

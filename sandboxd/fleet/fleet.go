@@ -91,9 +91,12 @@ func FindQEMU(ctx context.Context, arch string) (QEMU, error) {
 	if err != nil {
 		return QEMU{}, fmt.Errorf("%w: %s is not on the PATH (make setup, or: apt install qemu-system-x86)", ErrNoQEMU, name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	out, err := exec.CommandContext(limited, path, "--version").Output()
+	if ctx.Err() != nil {
+		return QEMU{}, ctx.Err()
+	}
 	if err != nil {
 		return QEMU{}, fmt.Errorf("ask %s for its version: %w", path, err)
 	}

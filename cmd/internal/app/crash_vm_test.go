@@ -151,6 +151,29 @@ func (s *session) awaitEvent(data, name string) string {
 	return ""
 }
 
+// hold lets a process of the session stand still until the returned function is
+// called.
+func (s *session) hold(t *testing.T, role string) (goOn func()) {
+	t.Helper()
+	var held []process
+	for _, p := range tree(s.cmd.Process.Pid) {
+		if p.role() == role {
+			held = append(held, p)
+			if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(held) == 0 {
+		t.Fatalf("there is no %s", role)
+	}
+	return func() {
+		for _, p := range held {
+			_ = syscall.Kill(p.pid, syscall.SIGCONT)
+		}
+	}
+}
+
 // look returns the unended analysis that has had an event, if there is one.
 func look(t *testing.T, addr bus.Address, name string) string {
 	b, err := bus.Connect(t.Context(), addr, "test")
@@ -220,11 +243,12 @@ func TestInterrupt(t *testing.T) {
 	sleep := program(t, sleeper)
 	data := filepath.Join(t.TempDir(), "data")
 	want := 0
-	interrupt := func(t *testing.T, s *session) {
+	interrupt := func(t *testing.T, s *session, goOn func()) {
 		procs := tree(s.cmd.Process.Pid)
 		if err := s.cmd.Process.Signal(syscall.SIGINT); err != nil {
 			t.Fatal(err)
 		}
+		goOn()
 		code := s.wait(time.Minute)
 		if st, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && st.Signaled() && st.Signal() == syscall.SIGINT {
 			code = 130 // as a shell says, of a program that had not come to its handler
@@ -243,16 +267,21 @@ func TestInterrupt(t *testing.T) {
 	} {
 		t.Run(event, func(t *testing.T) {
 			s := start(t, bin, data, "run", "--runtime", "2s", sleep)
+			goOn := func() {}
+			if event == schemas.EventStartAnalysis { // it would be over at once
+				s.awaitEvent(data, schemas.EventSampleStarted)
+				goOn = s.hold(t, "analyzer")
+			}
 			s.awaitEvent(data, event)
 			want++
-			interrupt(t, s)
+			interrupt(t, s, goOn)
 		})
 	}
 	for _, d := range []time.Duration{0, 30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond} {
 		t.Run(d.String(), func(t *testing.T) {
 			s := start(t, bin, data, "run", "--runtime", "2s", sleep)
 			time.Sleep(d) // no event tells how far a start has come
-			interrupt(t, s)
+			interrupt(t, s, func() {})
 		})
 	}
 	if got := len(allEnded(t, bin, data)); got < want {
