@@ -84,7 +84,7 @@ func (c *Context) CollectFiles(ctx context.Context, event string) error {
 	cov := d.coverage(sum, err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.dropped = &cov
+	c.dropped = addCoverage(c.dropped, cov)
 	c.collected = err == nil
 	return err
 }
@@ -111,6 +111,23 @@ func (d *dropSet) coverage(sum machine.Collected, err error) schemas.SourceCover
 		c.Status, c.Reason = schemas.StatusPartial, fmt.Sprintf("%d of %d changed files are over the limits: listed, not stored", c.Lost, c.Produced)
 	}
 	return c
+}
+
+// addCoverage adds a collection to those before it: each start of the machine has
+// its own.
+func addCoverage(before *schemas.SourceCoverage, c schemas.SourceCoverage) *schemas.SourceCoverage {
+	if before == nil {
+		return &c
+	}
+	c.Produced += before.Produced
+	c.Lost += before.Lost
+	c.Cut += before.Cut
+	c.Bytes += before.Bytes
+	c.Segments += before.Segments
+	if c.Status == schemas.StatusWhole {
+		c.Status, c.Reason = before.Status, before.Reason
+	}
+	return &c
 }
 
 // announceList stores the list of everything that was changed.

@@ -258,11 +258,19 @@ func (c *Context) Exec(ctx context.Context, timeout time.Duration, command []str
 	// The guest keeps the command's time, if it does as it is told.
 	ctx, cancel := context.WithTimeout(ctx, timeout+execMargin)
 	defer cancel()
+	begin := time.Now()
 	out, err := m.Exec(ctx, machine.Exec{Command: command, Timeout: timeout})
 	if err != nil {
 		return out, fmt.Errorf("exec: %w", err)
 	}
-	return out, c.emit(schemas.OriginGuest, out)
+	late := out.Signal == "SIGKILL" && time.Since(begin) >= timeout
+	if err := c.emit(schemas.OriginGuest, out); err != nil {
+		return out, err
+	}
+	if late {
+		return out, fmt.Errorf("exec: the command was not done after %s, and was killed", timeout)
+	}
+	return out, nil
 }
 
 // execMargin is how much longer than its timeout a command may be under way.

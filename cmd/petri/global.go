@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -61,6 +62,17 @@ func (g *global) config() (app.Config, error) {
 		return c, usagef("--parallel %d is not between 1 and 1000", c.Parallel)
 	}
 	c.Memory = g.memoryMB << 20
+	// The node's processes live in another directory.
+	for _, dir := range []*string{&c.Data, &c.Cache, &c.Guestd} {
+		if *dir == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return c, usagef("%q: %w", *dir, err)
+		}
+		*dir = abs
+	}
 	return c, nil
 }
 

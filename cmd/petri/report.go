@@ -233,7 +233,9 @@ func artifactsCommand(g *global) *cobra.Command {
 			return printJSON(os.Stdout, r.Artifacts)
 		}
 		for _, a := range r.Artifacts {
-			fmt.Printf("%s  %-9s %10s  %s\n", a.SHA256, a.Kind, term.Size(a.Size), term.Clip(a.Name, 200))
+			if _, err := fmt.Printf("%s  %-9s %10s  %s\n", a.SHA256, a.Kind, term.Size(a.Size), term.Clip(a.Name, 200)); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -340,10 +342,15 @@ func writeOut(ctx context.Context, b *bus.Bus, r *schemas.Report, dir string) er
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "report.json"), body, 0o644); err != nil {
+	path, files := filepath.Join(dir, "report.json"), filepath.Join(dir, "artifacts")
+	if _, err := os.Lstat(path); err == nil { // an earlier run's: what lies beside it is no part of this one
+		if err := os.RemoveAll(files); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(path, body, 0o644); err != nil {
 		return err
 	}
-	files := filepath.Join(dir, "artifacts")
 	if err := os.MkdirAll(files, 0o755); err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 		Runtime: schemas.Duration(s.runtime), Args: args, Dir: s.dir, User: s.user, Cold: s.cold, Untraced: s.untraced,
 		Priority: s.priority, Retries: s.retries,
 	}
+	if s.runtime <= 0 {
+		return r, usagef("--runtime %s is not between %s and %s", s.runtime, app.MinRuntime, app.MaxRuntime)
+	}
 	switch s.priority {
 	case "low", "normal", "high":
 	default:
@@ -210,7 +213,7 @@ already: then that one does the work.`,
 		},
 	}
 	s.flags(c)
-	c.Flags().StringVar(&out, "out", "", "directory to write the report and the artifacts to")
+	c.Flags().StringVar(&out, "out", "", "directory to write the report and the artifacts to; an earlier report there is replaced")
 	c.Flags().StringVar(&failOn, "fail-on", "", "exit with 3 on this verdict or a worse one: suspicious or malicious")
 	c.Flags().BoolVar(&full, "full", false, "do not shorten the printed report")
 	return c

@@ -149,7 +149,10 @@ func listCommand(g *global) *cobra.Command {
 				if s.Outcome != "" {
 					status = string(s.Outcome) + ", " + string(s.Verdict)
 				}
-				fmt.Println(term.Clip(fmt.Sprintf("%s  %s  %-28s %s", s.Analysis, s.Submitted.Local().Format(time.DateTime), status, s.Sample.Name), max(width, 80)))
+				line := fmt.Sprintf("%s  %s  %-28s %s", s.Analysis, s.Submitted.Local().Format(time.DateTime), status, s.Sample.Name)
+				if _, err := fmt.Println(term.Clip(line, max(width, 80))); err != nil {
+					return err
+				}
 			}
 			return nil
 		},

@@ -279,9 +279,13 @@ func (p *Protocol) check() []error {
 	fail := func(s Step, format string, args ...any) {
 		errs = append(errs, &Error{Line: s.Line, Column: s.Column, Text: fmt.Sprintf(format, args...)})
 	}
-	started, waited, on := false, false, false
+	started, waited, on, ran, paused := false, false, false, false, false
 	for _, s := range p.Steps {
 		switch {
+		case s.Kind == RunSample && ran:
+			fail(s, "run_sample comes once for each start of the machine (take this one away, or restart before it)")
+		case (s.Kind == RunSample || s.Kind == Exec) && paused:
+			fail(s, "%s while the guest is paused: nothing can run (resume before it)", s.Kind)
 		case s.Kind == StartAnalysis && started:
 			fail(s, "start_analysis comes once (take this one away)")
 		case s.Kind == WaitAnalysis && !started:
@@ -290,10 +294,18 @@ func (p *Protocol) check() []error {
 			fail(s, "wait_analysis comes once (take this one away)")
 		case !s.Kind.analysis() && started:
 			fail(s, "%s after start_analysis: the machine is gone by then (move it before)", s.Kind)
-		case s.Kind == Poweron:
-			on = true
+		case s.Kind == Poweron, s.Kind == Restart && on:
+			on, ran, paused = true, false, false
 		case !s.Kind.analysis() && s.Kind != Trigger && s.Kind != Wait && !on:
 			fail(s, "%s before poweron (add - poweron before it)", s.Kind)
+		}
+		switch s.Kind {
+		case RunSample:
+			ran = true
+		case Pause:
+			paused = true
+		case Resume:
+			paused = false
 		}
 		started = started || s.Kind == StartAnalysis
 		waited = waited || s.Kind == WaitAnalysis

@@ -89,6 +89,9 @@ func Prepare(r Request) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.Hooks != "" && strings.TrimSpace(hooksText) == "" { // an empty text would mean the default ones
+		return nil, BadInput("hooks %s: the file is empty (for none write: hooks: [])", r.Hooks)
+	}
 	if hooksText != "" {
 		cfg, err := hooks.Parse(hooksText)
 		if err == nil {
