@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/petri-sandbox/petri/sandboxd/machine"
@@ -38,9 +39,16 @@ type dropSet struct {
 // dropParallel is how many files are on their way to the store at once.
 const dropParallel = 8
 
+// lastEvents are the types of the events before the end of a machine.
+var lastEvents = []string{
+	schemas.ContextType(schemas.EventPreShutdown), schemas.ContextType(schemas.EventPrePoweroff), schemas.ContextType(schemas.EventPreRestart),
+}
+
 // CollectFiles stores the files that the sample changed, and the list of all
-// of them. Of a machine that has been collected it does nothing.
-func (c *Context) CollectFiles(ctx context.Context, event string) error {
+// of them, for the event e. Of a machine that has been collected it does
+// nothing. The sample stands still meanwhile, and for good if e tells that the
+// machine goes down.
+func (c *Context) CollectFiles(ctx context.Context, e schemas.Event) error {
 	if s := c.State(); s != Running {
 		return fmt.Errorf("collect files: the machine is %s, and only a running guest can send them", s)
 	}
@@ -48,7 +56,7 @@ func (c *Context) CollectFiles(ctx context.Context, event string) error {
 	if err != nil {
 		return err
 	}
-	d := &dropSet{c: c, ctx: ctx, event: event, queue: make(chan *dropWriter, dropParallel), idle: make(chan struct{})}
+	d := &dropSet{c: c, ctx: ctx, event: e.ID, queue: make(chan *dropWriter, dropParallel), idle: make(chan struct{})}
 	c.mu.Lock()
 	busy, done := c.drops != nil, c.collected
 	if !busy {
@@ -68,7 +76,10 @@ func (c *Context) CollectFiles(ctx context.Context, event string) error {
 	}()
 	go d.announce()
 	l := c.cfg.Limits
-	sum, err := m.Collect(ctx, machine.Collect{MaxFile: l.DroppedFile, MaxFiles: int(l.DroppedFiles), MaxTotal: l.DroppedTotal, MaxList: l.Listed})
+	sum, err := m.Collect(ctx, machine.Collect{
+		MaxFile: l.DroppedFile, MaxFiles: int(l.DroppedFiles), MaxTotal: l.DroppedTotal, MaxList: l.Listed,
+		Final: slices.Contains(lastEvents, e.Type),
+	})
 	if err != nil {
 		err = fmt.Errorf("collect files: %w", err)
 	}

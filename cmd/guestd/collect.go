@@ -28,8 +28,19 @@ const maxDepth = 128
 
 // collect sends what the sample changed: everything in the overlay's upper
 // directory, read from outside of the container, so that no link or mount of
-// the sample leads it anywhere.
+// the sample leads it anywhere. The sample stands still meanwhile, for what it
+// wrote behind the walk's back would be lost unseen.
 func (a *agent) collect(q machine.Collect) (any, error) {
+	if err := a.box.freeze(); err != nil {
+		a.fault("stop the sample while its files are collected: %v", err)
+	}
+	if !q.Final {
+		defer func() {
+			if err := a.box.thaw(); err != nil {
+				a.fault("let the sample go on: %v", err)
+			}
+		}()
+	}
 	w, err := a.conn.Send(guest.StreamFiles)
 	if err != nil {
 		return nil, err

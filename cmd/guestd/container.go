@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -202,6 +203,58 @@ func (c *container) members() int {
 		return 0
 	}
 	return strings.Count(string(b), "\n")
+}
+
+// freezeTime is how long the sample's processes may take to stand still: one
+// that waits for a device does not.
+const freezeTime = 2 * time.Second
+
+// freeze stops all of the sample's processes, and returns when they stand
+// still. They can be killed all the same.
+func (c *container) freeze() error {
+	if err := c.setFrozen("1"); err != nil {
+		return err
+	}
+	return awaitCgroup("frozen 1", freezeTime)
+}
+
+// thaw undoes freeze.
+func (c *container) thaw() error { return c.setFrozen("0") }
+
+func (c *container) setFrozen(v string) error {
+	return os.WriteFile(filepath.Join(cgroupDir, cgroupName, "cgroup.freeze"), []byte(v), 0)
+}
+
+// awaitCgroup returns when cgroup.events of the sample's cgroup has want, or,
+// with [os.ErrDeadlineExceeded], when the limit is over; a negative one is none.
+// The kernel reports a change of the file
+// (Documentation/admin-guide/cgroup-v2.rst).
+func awaitCgroup(want string, limit time.Duration) error {
+	f, err := os.Open(filepath.Join(cgroupDir, cgroupName, "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for begin := time.Now(); ; {
+		b := make([]byte, 256)
+		n, err := f.ReadAt(b, 0)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if strings.Contains(string(b[:n]), want) {
+			return nil
+		}
+		wait := -1
+		if limit >= 0 {
+			if wait = int((limit - time.Since(begin)).Milliseconds()); wait <= 0 {
+				return fmt.Errorf("no %q after %s: %w", want, limit, os.ErrDeadlineExceeded)
+			}
+		}
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, wait)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // stage runs as process 1 of the new namespaces: it mounts the root that the

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -373,36 +372,10 @@ func (a *agent) rebooted(st syscall.WaitStatus) bool {
 }
 
 // waitEmpty returns when no process of the sample is left, or the limit is over;
-// a negative one is none. The kernel reports it as a change of cgroup.events
-// (Documentation/admin-guide/cgroup-v2.rst).
+// a negative one is none.
 func (a *agent) waitEmpty(limit time.Duration) {
-	f, err := os.Open(filepath.Join(cgroupDir, cgroupName, "cgroup.events"))
-	if err != nil {
+	if err := awaitCgroup("populated 0", limit); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		a.fault("watch the sample's processes: %v", err)
-		return
-	}
-	defer f.Close()
-	for begin := time.Now(); ; {
-		b := make([]byte, 256)
-		n, err := f.ReadAt(b, 0)
-		if err != nil && err != io.EOF {
-			a.fault("watch the sample's processes: %v", err)
-			return
-		}
-		if strings.Contains(string(b[:n]), "populated 0") {
-			return
-		}
-		wait := -1
-		if limit >= 0 {
-			if wait = int((limit - time.Since(begin)).Milliseconds()); wait <= 0 {
-				return
-			}
-		}
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, wait)
-		if err != nil && err != unix.EINTR {
-			a.fault("watch the sample's processes: %v", err)
-			return
-		}
 	}
 }
 

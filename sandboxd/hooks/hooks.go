@@ -238,7 +238,7 @@ func memory(ctx context.Context, c *sandboxd.Context, e schemas.Event) error {
 
 // dropped collects what the sample left in the file system.
 func dropped(ctx context.Context, c *sandboxd.Context, e schemas.Event) error {
-	return c.CollectFiles(ctx, e.ID)
+	return c.CollectFiles(ctx, e)
 }
 
 // console stores the consoles as they are now.

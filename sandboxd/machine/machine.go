@@ -152,6 +152,9 @@ type Collect struct {
 	MaxFiles int   `json:"max_files"` // files sent with their bytes
 	MaxTotal int64 `json:"max_total"` // bytes of all
 	MaxList  int   `json:"max_list"`  // files listed at all
+	// Final says that the machine goes down next: the sample, which stands still
+	// during a collection, does not go on after it.
+	Final bool `json:"final,omitempty"`
 }
 
 // Collected sums up a Collect.
