@@ -51,6 +51,9 @@ func (a *agent) take(id machine.Identity) error {
 	if err != nil {
 		return err
 	}
+	// The init makes it, empty, when it first reaps a process that lost its
+	// parent: no doing of the sample's.
+	a.remember("/var/run/utmp", nil)
 	if err := a.box.age(id.Uptime.D()); err != nil {
 		return fmt.Errorf("date the mounts: %w", err)
 	}
