@@ -41,6 +41,7 @@ func (a *agent) collect(q machine.Collect) (any, error) {
 			}
 		}()
 	}
+	a.tellKilled()
 	w, err := a.conn.Send(guest.StreamFiles)
 	if err != nil {
 		return nil, err

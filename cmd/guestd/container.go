@@ -37,6 +37,7 @@ type container struct {
 	calls  chan func()
 	tid    int // of the thread inside
 	cgroup *os.File
+	memory int64 // the sample's bound, in bytes; 0: none; set before it starts
 }
 
 // cgroupName shows in the sample's /proc/self/cgroup; any systemd machine has
@@ -98,6 +99,7 @@ func (c *container) makeCgroup() error {
 
 // limit bounds the sample's cgroup. Zero is no bound.
 func (c *container) limit(memory int64, tasks int) error {
+	c.memory = memory
 	for name, v := range map[string]int64{"memory.max": memory, "pids.max": int64(tasks)} {
 		if v <= 0 {
 			continue
@@ -255,6 +257,22 @@ func awaitCgroup(want string, limit time.Duration) error {
 			return err
 		}
 	}
+}
+
+// counter reads a number from one of the flat files of the sample's cgroup; one
+// that the kernel does not have is 0.
+func (c *container) counter(file, key string) int64 {
+	b, err := os.ReadFile(filepath.Join(cgroupDir, cgroupName, file))
+	if err != nil {
+		return 0
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if k, v, _ := strings.Cut(line, " "); k == key {
+			n, _ := strconv.ParseInt(v, 10, 64)
+			return n
+		}
+	}
+	return 0
 }
 
 // stage runs as process 1 of the new namespaces: it mounts the root that the

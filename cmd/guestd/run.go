@@ -347,10 +347,26 @@ func (a *agent) watch(pid int, begin time.Time, out *console) {
 		e.ExitCode = &code
 	}
 	e.Left = a.box.members()
+	a.tellKilled()
 	_ = a.conn.Notify(guest.EventExited, e)
 	a.waitEmpty(-1)
 	out.wait()
+	a.tellKilled()
 	_ = a.conn.Notify(guest.EventTree, machine.TreeExited{})
+}
+
+// tellKilled tells how many of the sample's processes the kernel has killed for
+// the limit of its memory, if they are more than when it was last asked: what
+// they would have done is not in the analysis.
+func (a *agent) tellKilled() {
+	n := a.box.counter("memory.events", "oom_kill")
+	a.mu.Lock()
+	more := n > a.killed
+	a.killed = max(n, a.killed)
+	a.mu.Unlock()
+	if more {
+		a.fault("the sample's memory limit of %d MiB has killed %d of its processes; give the guest more with --memory", a.box.memory>>20, n)
+	}
 }
 
 // rebooted tells a reboot that the sample asked for from any other end: in a

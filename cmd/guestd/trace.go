@@ -71,6 +71,7 @@ func (a *agent) shutDown(ctx context.Context) {
 	if err := os.WriteFile(filepath.Join(cgroupDir, cgroupName, "cgroup.kill"), []byte("1"), 0); err == nil {
 		a.waitEmpty(goTime)
 	}
+	a.tellKilled()
 	ctx, cancel := context.WithTimeout(ctx, goTime)
 	defer cancel()
 	a.mu.Lock()
