@@ -313,6 +313,10 @@ func (a *analysis) run() (machine.Run, error) {
 			if b, err := json.Marshal([][]string{r.Needed, r.RunPath}); err != nil || len(b) > maxLibraryText {
 				r.Needed, r.RunPath = nil, nil // no program needs so many; its loader will tell
 			}
+		} else if t := a.sub.Sample.Type; t.Format == elfid.FormatScript {
+			if p, _, _ := strings.Cut(strings.ReplaceAll(t.Interpreter, "\t", " "), " "); path.IsAbs(p) {
+				r.Interp = p
+			}
 		}
 	}
 	return r, nil

@@ -168,7 +168,7 @@ func (a *agent) check(r machine.Run) error {
 	err := a.box.do(func() error {
 		if r.Interp != "" {
 			if _, err := os.Stat(r.Interp); err != nil {
-				missing = append(missing, r.Interp)
+				return &machine.NotExecuted{Reason: fmt.Sprintf("its interpreter %s is not in the guest", printable(r.Interp)), Missing: []string{r.Interp}}
 			}
 		}
 		dirs := append(slices.Clone(r.RunPath), libraryDirs...)
@@ -183,6 +183,14 @@ func (a *agent) check(r machine.Run) error {
 		return err
 	}
 	return &machine.NotExecuted{Reason: "the guest lacks " + strings.Join(missing, ", "), Missing: missing}
+}
+
+// printable is s, quoted if it would not show otherwise.
+func printable(s string) string {
+	if q := strconv.Quote(s); q != `"`+s+`"` {
+		return q
+	}
+	return s
 }
 
 func isFile(path string) bool {

@@ -108,7 +108,7 @@ type Run struct {
 	Name    string   `json:"name"`   // the sample's file name in the guest
 	Size    int64    `json:"size"`   // of the sample
 	Needed  []string `json:"needed"` // shared libraries that it asks for
-	Interp  string   `json:"interp"` // program interpreter that it asks for
+	Interp  string   `json:"interp"` // loader, or of a script its interpreter, that it asks for
 	RunPath []string `json:"run_path"`
 	Trace   bool     `json:"trace"`
 	Limits  Limits   `json:"limits"`

@@ -290,7 +290,9 @@ func TestNotExecuted(t *testing.T) {
 		"library": {"\x7fELF", func(r *machine.Run) { r.Needed = []string{"libc.so.6", "libnowhere.so.1"} },
 			machine.NotExecuted{Reason: "the guest lacks libnowhere.so.1", Missing: []string{"libnowhere.so.1"}}},
 		"loader": {"\x7fELF", func(r *machine.Run) { r.Interp = "/lib/ld-uClibc.so.0" },
-			machine.NotExecuted{Reason: "the guest lacks /lib/ld-uClibc.so.0", Missing: []string{"/lib/ld-uClibc.so.0"}}},
+			machine.NotExecuted{Reason: "its interpreter /lib/ld-uClibc.so.0 is not in the guest", Missing: []string{"/lib/ld-uClibc.so.0"}}},
+		"interpreter": {"#!/bin/sh\r\n", func(r *machine.Run) { r.Interp = "/bin/sh\r" },
+			machine.NotExecuted{Reason: `its interpreter "/bin/sh\r" is not in the guest`, Missing: []string{"/bin/sh\r"}}},
 		"user": {"#!/bin/sh\n", func(r *machine.Run) { r.User = "nosuch" }, machine.NotExecuted{Reason: `the guest has no user "nosuch"`}},
 	}
 	for name, test := range tests {
