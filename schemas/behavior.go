@@ -50,16 +50,17 @@ var BehaviorActions = []string{
 
 // ProcessBehavior is the object of process.*.
 type ProcessBehavior struct {
-	PID      int      `json:"pid,omitempty"`   // of the child or target
-	Start    uint64   `json:"start,omitempty"` // of the child
-	Thread   bool     `json:"thread,omitempty"`
-	Path     string   `json:"path,omitempty"`
-	Argv     []string `json:"argv,omitempty"`
-	ExitCode *int     `json:"exit_code,omitempty"`
-	Signal   string   `json:"signal,omitempty"`
-	Request  string   `json:"request,omitempty"` // of ptrace
-	UID      *int     `json:"uid,omitempty"`
-	Name     string   `json:"name,omitempty"`
+	PID         int      `json:"pid,omitempty"`   // of the child or target
+	Start       uint64   `json:"start,omitempty"` // of the child
+	Thread      bool     `json:"thread,omitempty"`
+	Path        string   `json:"path,omitempty"`
+	Argv        []string `json:"argv,omitempty"`
+	ArgvOmitted int      `json:"argv_omitted,omitempty"` // arguments that are not in Argv
+	ExitCode    *int     `json:"exit_code,omitempty"`
+	Signal      string   `json:"signal,omitempty"`
+	Request     string   `json:"request,omitempty"` // of ptrace
+	UID         *int     `json:"uid,omitempty"`
+	Name        string   `json:"name,omitempty"`
 }
 
 // FileBehavior is the object of file.*.

@@ -140,18 +140,19 @@ const ReasonStopped = "stopped"
 
 // Process is a process of the sample.
 type Process struct {
-	PID      int      `json:"pid"`
-	Start    uint64   `json:"start"` // ns since the guest's boot
-	Parent   int      `json:"parent"`
-	ParentAt uint64   `json:"parent_start"` // start of the parent, since pids are reused
-	Path     string   `json:"path"`         // of its last exec
-	Argv     []string `json:"argv"`
-	Comm     string   `json:"comm,omitempty"`
-	End      *uint64  `json:"end,omitempty"`
-	ExitCode *int     `json:"exit_code,omitempty"`
-	Signal   string   `json:"signal,omitempty"`
-	Threads  int      `json:"threads,omitempty"` // beyond the first
-	Syscalls uint64   `json:"syscalls"`
+	PID         int      `json:"pid"`
+	Start       uint64   `json:"start"` // ns since the guest's boot
+	Parent      int      `json:"parent"`
+	ParentAt    uint64   `json:"parent_start"` // start of the parent, since pids are reused
+	Path        string   `json:"path"`         // of its last exec
+	Argv        []string `json:"argv"`
+	ArgvOmitted int      `json:"argv_omitted,omitempty"` // arguments that are not in Argv
+	Comm        string   `json:"comm,omitempty"`
+	End         *uint64  `json:"end,omitempty"`
+	ExitCode    *int     `json:"exit_code,omitempty"`
+	Signal      string   `json:"signal,omitempty"`
+	Threads     int      `json:"threads,omitempty"` // beyond the first
+	Syscalls    uint64   `json:"syscalls"`
 }
 
 // FileActivity is what was done to one path.

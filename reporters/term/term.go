@@ -322,6 +322,9 @@ func (p *printer) tree(t *tree, i int, above []bool, n *int) bool {
 	case pr.ExitCode == nil:
 		end = "  running"
 	}
+	if pr.ArgvOmitted > 0 {
+		end = fmt.Sprintf(" +%d arguments", pr.ArgvOmitted) + end
+	}
 	pid := strconv.Itoa(pr.PID)
 	room := p.o.Width - 3 - utf8.RuneCountInString(indent.String()) - len(pid) - len(end)
 	p.printf("  %s%s %s%s\n", p.style(indent.String(), dim), p.style(pid, cyan), Clip(what, room), p.style(end, code))

@@ -3,6 +3,7 @@
 package behavior
 
 import (
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -147,6 +148,7 @@ func (t *Tracker) inherit(p *process, parent *thread, share uint64) {
 	from := parent.proc
 	p.info.Parent, p.info.ParentAt = from.info.PID, from.info.Start
 	p.info.Path, p.info.Argv, p.info.Comm, p.path = from.info.Path, from.info.Argv, Printable(parent.comm), from.path
+	p.info.ArgvOmitted = from.info.ArgvOmitted
 	t.release(p)
 	p.fds = t.share(from.fds, share&trace.ShareFiles != 0)
 	if share&trace.ShareFS != 0 {
@@ -191,6 +193,8 @@ func (t *Tracker) exec(r *trace.Record) {
 			t.sum.omitted["arguments"]++
 		}
 	}
+	argc := min(r.Args[3], math.MaxInt32)
+	p.info.ArgvOmitted = max(0, int(argc)-len(p.info.Argv))
 	if a := r.Attached(trace.NoArg, trace.Comm); a != nil {
 		th.comm = string(a.Data)
 	}
@@ -201,7 +205,7 @@ func (t *Tracker) exec(r *trace.Record) {
 	b := t.event(th, r, "process", "exec")
 	uid := int(int32(r.Args[5]))
 	b.Process = &schemas.ProcessBehavior{
-		PID: p.info.PID, Start: p.info.Start, Path: p.info.Path, Argv: p.info.Argv, UID: &uid,
+		PID: p.info.PID, Start: p.info.Start, Path: p.info.Path, Argv: p.info.Argv, ArgvOmitted: p.info.ArgvOmitted, UID: &uid,
 	}
 	if a := r.Attached(trace.NoArg, trace.Interp); a != nil {
 		b.Process.Name = Printable(string(a.Data))
