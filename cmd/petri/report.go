@@ -382,7 +382,7 @@ func behaviorDetail(b *schemas.Behavior) string {
 	s := fmt.Sprintf("[%d] %s.%s", b.Actor.PID, b.Category, b.Action)
 	switch {
 	case b.Process != nil:
-		s += fmt.Sprintf(" %s %v", b.Process.Path, b.Process.Argv)
+		s += processDetail(b.Process)
 	case b.File != nil:
 		s += " " + b.File.Path
 	case b.Network != nil:
@@ -392,6 +392,23 @@ func behaviorDetail(b *schemas.Behavior) string {
 	}
 	if b.Errno != "" {
 		s += " " + b.Errno
+	}
+	return s
+}
+
+func processDetail(p *schemas.ProcessBehavior) string {
+	s := ""
+	if p.Path != "" {
+		s += " " + p.Path
+	}
+	if len(p.Argv) > 0 {
+		s += fmt.Sprintf(" %q", p.Argv)
+	}
+	switch {
+	case p.Signal != "":
+		s += " " + p.Signal
+	case p.ExitCode != nil:
+		s += fmt.Sprintf(" exit code %d", *p.ExitCode)
 	}
 	return s
 }
