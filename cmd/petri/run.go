@@ -389,7 +389,10 @@ func printReport(g *global, r *schemas.Report, full bool) error {
 		_, err = os.Stdout.Write(b)
 		return err
 	}
-	width, _ := terminal(os.Stdout)
+	width, tty := terminal(os.Stdout)
+	if !tty {
+		width = 1000 // nothing is cut off for whoever can scroll
+	}
 	return term.Write(os.Stdout, r, term.Options{Color: color(os.Stdout), Width: width, Full: full})
 }
 

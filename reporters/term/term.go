@@ -173,7 +173,10 @@ func (p *printer) head(r *schemas.Report) {
 		if m.Kernel != "" {
 			text += ", Linux " + m.Kernel
 		}
-		if m.Tracer != nil {
+		switch {
+		case r.Analysis.Options.Untraced:
+			text += ", untraced"
+		case m.Tracer != nil:
 			text += ", traced by " + m.Tracer.Backend
 		}
 		p.field("machine", Clip(text, p.o.Width-10))
