@@ -156,7 +156,7 @@ func TestRunOutcome(t *testing.T) {
 		{"text", write("text", []byte("no program\n")), nil, schemas.OutcomeUnsupported, 4, "interpreter line"},
 		{"truncated", write("truncated", ls[:100]), nil, schemas.OutcomeUnsupported, 4, "truncated"},
 		{"another CPU", write("arm64", arm), nil, schemas.OutcomeUnsupported, 4, "aarch64"},
-		{"interpreter that is not there", write("script", []byte("#!/no/such/interpreter\n")), nil, schemas.OutcomeNotExecuted, 4, "no such file"},
+		{"interpreter that is not there", write("script", []byte("#!/no/such/interpreter\n")), nil, schemas.OutcomeNotExecuted, 4, "interpreter /no/such"},
 		{"library that is not there", missingLibrary(t), nil, schemas.OutcomeNotExecuted, 4, "libpetri-nowhere.so.1"},
 		{"odd name", write("na\nme \"q\" $(x)", script("echo \"$0\"")), nil, schemas.OutcomeCompleted, 0, ""},
 		{"text with a command", write("text", []byte("echo from a text\n")), []string{"--command", "sh {sample}"}, schemas.OutcomeCompleted, 0, ""},

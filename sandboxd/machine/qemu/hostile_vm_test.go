@@ -7,6 +7,7 @@ package qemu_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,15 +37,26 @@ func (g *guest) alive() {
 	g.t.Logf("answered in %v", time.Since(begin).Round(time.Millisecond))
 }
 
-// end shuts the guest down and checks that the sample's end was told.
-func (g *guest) end() schemas.SampleExited {
+// outOfMemory is the fault of a sample that its memory limit ended.
+const outOfMemory = "memory limit"
+
+// end shuts the guest down and checks that the sample's end was told, and of
+// faults those that are expected and no others.
+func (g *guest) end(faults ...string) schemas.SampleExited {
 	g.t.Helper()
 	begin := time.Now()
 	g.shutdown()
 	g.t.Logf("down in %v", time.Since(begin).Round(time.Millisecond))
-	for _, f := range g.rec.Faults() {
-		if !strings.Contains(f, "no address") { // nobody serves DHCP here
+	got := g.rec.Faults()
+	for _, f := range got {
+		expected := slices.ContainsFunc(faults, func(want string) bool { return strings.Contains(f, want) })
+		if !expected && !strings.Contains(f, "no address") { // nobody serves DHCP here
 			g.t.Errorf("fault: %s", f)
+		}
+	}
+	for _, want := range faults {
+		if !slices.ContainsFunc(got, func(f string) bool { return strings.Contains(f, want) }) {
+			g.t.Errorf("no fault tells of %q: %q", want, got)
 		}
 	}
 	return g.rec.AwaitExit(g.t, 0)
@@ -84,7 +96,7 @@ func TestDiskFiller(t *testing.T) {
 	if sum.Listed != 1 || sum.Sent != 0 || f == nil || f.SHA256 == nil || f.Size < 32<<20 || f.Reason != "larger than 33554432 bytes" {
 		t.Errorf("collected %+v: %+v", sum, f)
 	}
-	g.end()
+	g.end(outOfMemory)
 }
 
 func TestMemoryHog(t *testing.T) {
@@ -93,7 +105,7 @@ func TestMemoryHog(t *testing.T) {
 		t.Errorf("exit %+v", e)
 	}
 	g.alive()
-	g.end()
+	g.end(outOfMemory)
 }
 
 // TestMuchOutput prints many times what is kept, and what a stream's window
@@ -187,5 +199,9 @@ func manyFiles(t *testing.T, all, least int) {
 			t.Errorf("file %d: %q, %q", i, f.Data, f.Reason)
 		}
 	}
-	g.end()
+	if e.Signal == "SIGKILL" {
+		g.end(outOfMemory)
+	} else {
+		g.end()
+	}
 }
