@@ -46,6 +46,10 @@ const (
 	EventFailed        = "analysis_failed"
 	EventCancelled     = "analysis_cancelled"
 	EventAmended       = "analysis_amended"
+	EventRunAdopted    = "run_adopted"
+
+	EventGateAnswered   = "gate_answered"
+	EventControlDecided = "control_decided"
 )
 
 // ContextType is the type of the context event of that name.
@@ -424,3 +428,41 @@ type AnalysisAmended struct {
 
 // EventType implements [Typed].
 func (AnalysisAmended) EventType() string { return ContextType(EventAmended) }
+
+// RunAdopted makes a run's findings count in place of those before: the fold
+// takes the newest adopted run for each analyzer and artifact. It comes after
+// the ending.
+type RunAdopted struct {
+	Run string `json:"run"`
+	By  string `json:"by"` // whoever adopted it; untrusted text
+}
+
+// EventType implements [Typed].
+func (RunAdopted) EventType() string { return ContextType(EventRunAdopted) }
+
+// GateAnswered says what became of the question to a gate: a service that the
+// protocol lets decide whether the analysis goes on.
+type GateAnswered struct {
+	Gate   string   `json:"gate"`
+	Event  string   `json:"event"`            // id of the event that it was asked about
+	Answer string   `json:"answer"`           // go, stop, timeout, absent or invalid
+	Effect string   `json:"effect"`           // go or stop: what the sandbox does
+	Reason string   `json:"reason,omitempty"` // the service's own; untrusted text
+	Waited Duration `json:"waited"`
+}
+
+// EventType implements [Typed].
+func (GateAnswered) EventType() string { return ContextType(EventGateAnswered) }
+
+// ControlDecided says what the sandbox made of an analyzer's [ControlRequest].
+type ControlDecided struct {
+	Finding  string `json:"finding"` // id of the event that brought the request
+	Analyzer string `json:"analyzer"`
+	Action   string `json:"action"`
+	Granted  bool   `json:"granted"`
+	Reason   string `json:"reason,omitempty"` // why not, or what was cut
+	Effect   string `json:"effect,omitempty"` // for people: the wait ends 20s later
+}
+
+// EventType implements [Typed].
+func (ControlDecided) EventType() string { return ContextType(EventControlDecided) }

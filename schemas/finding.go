@@ -97,11 +97,13 @@ func (t TaskRef) Token() string {
 
 // FindingCommitted is a finding as the log holds it.
 type FindingCommitted struct {
-	Task    TaskRef `json:"task"`
-	Version string  `json:"version"`         // of the analyzer
-	Rules   *Digest `json:"rules,omitempty"` // of the rule set that it used
-	N       int     `json:"n"`               // from 0 within the task
-	Finding Finding `json:"finding"`
+	Task    TaskRef  `json:"task"`
+	Version string   `json:"version"`          // of the analyzer
+	Rules   *Digest  `json:"rules,omitempty"`  // of the rule set that it used
+	Config  *Digest  `json:"config,omitempty"` // of its configuration
+	Reused  *TaskRef `json:"reused,omitempty"` // the earlier task that it was found in
+	N       int      `json:"n"`                // from 0 within the task
+	Finding Finding  `json:"finding"`
 }
 
 // EventType implements [Typed].
@@ -112,6 +114,8 @@ type FinishedTask struct {
 	Task     TaskRef    `json:"task"`
 	Version  string     `json:"version"`
 	Rules    *Digest    `json:"rules,omitempty"`
+	Config   *Digest    `json:"config,omitempty"`
+	Reuse    *TaskRef   `json:"reuse,omitempty"`    // an earlier task of the same work, whose answer is this one's; then nothing of its own
 	Instance string     `json:"instance"`           // which process did it
 	Status   string     `json:"status"`             // done, failed or skipped
 	Error    string     `json:"error,omitempty"`    // of failed and skipped
@@ -162,6 +166,8 @@ type Receipt struct {
 	Task     TaskRef    `json:"task"`
 	Version  string     `json:"version"`
 	Rules    *Digest    `json:"rules,omitempty"`
+	Config   *Digest    `json:"config,omitempty"`
+	Reused   *TaskRef   `json:"reused,omitempty"` // the earlier task whose answer this is
 	Instance string     `json:"instance"`
 	Status   string     `json:"status"`
 	Error    string     `json:"error,omitempty"`
@@ -192,7 +198,8 @@ type Registration struct {
 	Name     string   `json:"name"`
 	Version  string   `json:"version"` // semantic
 	Rules    *Digest  `json:"rules,omitempty"`
-	Kinds    []Kind   `json:"kinds,omitempty"` // of scope artifact
+	Config   *Digest  `json:"config,omitempty"` // of whatever else changes its answers: options, limits, a wrapped program
+	Kinds    []Kind   `json:"kinds,omitempty"`  // of scope artifact
 	Scope    Scope    `json:"scope"`
 	After    string   `json:"after,omitempty"` // of scope analysis: artifacts, to start when all artifact tasks are closed
 	Deadline Duration `json:"deadline"`        // per task

@@ -52,7 +52,7 @@ var types = sync.OnceValue(func() []TypeInfo {
 	list = append(list, contextTypes()...)
 	for _, v := range []Typed{
 		Artifact{}, Segment{}, FindingCommitted{}, Receipt{}, FinishedTask{},
-		Registration{}, Unregistration{}, ReportWritten{}, Submission{},
+		Registration{}, Unregistration{}, ReportWritten{}, Submission{}, Checkpoint{}, Tombstone{},
 	} {
 		list = append(list, TypeInfo{v.EventType(), FormEvent, v, ""})
 	}
@@ -68,6 +68,8 @@ var types = sync.OnceValue(func() []TypeInfo {
 		TypeInfo{TemplateSchema, FormDocument, Template{}, ""},
 		TypeInfo{StaticSchema, FormDocument, StaticResult{}, ""},
 		TypeInfo{BehaviorSchema, FormDocument, BehaviorResult{}, ""},
+		TypeInfo{ControlSchema, FormDocument, ControlRequest{}, ""},
+		TypeInfo{GateAnswerSchema, FormDocument, GateAnswer{}, ""},
 	)
 })
 
@@ -98,7 +100,8 @@ func contextTypes() []TypeInfo {
 	for _, v := range []Typed{
 		AnalysisSubmitted{}, AnalysisClaimed{}, GuestReady{}, SampleStarted{}, SampleExited{}, TreeExited{}, MachineOff{},
 		Fault{}, LogAway{}, HookFailed{}, StepFailed{}, PreExec{}, Exec{}, PreDumpMemory{},
-		AnalysisCompleted{}, AnalysisFailed{}, AnalysisCancelled{}, AnalysisAmended{},
+		GateAnswered{}, ControlDecided{},
+		AnalysisCompleted{}, AnalysisFailed{}, AnalysisCancelled{}, AnalysisAmended{}, RunAdopted{},
 	} {
 		add("", v)
 	}

@@ -348,6 +348,7 @@ func (p *Protocol) checkUntil(steps *yaml.Node) []error {
 var events = []string{
 	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady,
 	schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventFault, schemas.EventLogAway,
+	schemas.EventGateAnswered, schemas.EventControlDecided,
 	schemas.EventHookFailed, schemas.EventStepFailed, schemas.EventExec, schemas.EventStartAnalysis,
 	schemas.EventTreeExited, schemas.EventPreExec, schemas.EventPreDumpMemory,
 }

@@ -139,7 +139,7 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	// These are published when no step and no hook is left, or by a protocol.
-	after := []string{schemas.EventWaitAnalysis, schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended, "custom"}
+	after := []string{schemas.EventWaitAnalysis, schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended, schemas.EventRunAdopted, "custom"}
 	for _, info := range schemas.Types() {
 		e := schemas.Event{Type: info.Name}
 		if e.Family() == "context" && !slices.Contains(p.Events(), e.Name()) && !slices.Contains(after, e.Name()) {

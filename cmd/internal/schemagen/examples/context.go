@@ -130,7 +130,13 @@ func contextFacts() []fact {
 		{13934, host, schemas.WaitAnalysis{Deadline: at(73934), Expected: []string{"behavior", "static"}}},
 		{13940, host, schemas.AnalysisCompleted{Missing: missing()}},
 		{14100, host, schemas.AnalysisAmended{Analyzer: "behavior", SHA256: ptr(traceDigest), Run: schemas.LiveRun}},
+		{90_000, host, schemas.RunAdopted{Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", By: "root@sandbox-1"}},
 
+		{12087, host, schemas.GateAnswered{Gate: "approve", Event: analysis + "/" + contextID(6), Answer: "timeout", Effect: schemas.GateGo, Waited: ms(10_000)}},
+		{12352, host, schemas.ControlDecided{
+			Finding: analysis + "/finding/live/static/" + sampleDigest.Token() + "/0", Analyzer: "static",
+			Action: schemas.ControlExtend, Granted: true, Reason: "20s of 30s: the budget is used up", Effect: "the wait may last 20s longer",
+		}},
 		{12350, host, schemas.Exec{Command: []string{"uname", "-a"}, ExitCode: 0, Stdout: "Linux server-72 " + kernel + " x86_64 GNU/Linux\n", Cut: 512}},
 		{12360, host, schemas.MachineOff{State: "crashed", Reason: "guest-panic"}},
 		{12361, guest, schemas.Fault{Text: "the guest's agent sent a frame of an unknown kind"}},

@@ -27,6 +27,8 @@ func documents() map[string]any {
 				Type:     "link", Size: 11, Reason: "symbolic link",
 			},
 		}, Omitted: 2},
+		schemas.ControlSchema:    schemas.ControlRequest{Action: schemas.ControlExtend, Duration: ms(30_000), Reason: "the sample sleeps before it acts"},
+		schemas.GateAnswerSchema: schemas.GateAnswer{Decision: schemas.GateStop, Reason: "the customer's quota is used up"},
 		schemas.TemplateSchema: schemas.Template{
 			Schema: schemas.TemplateSchema, Version: qemu,
 			Command: []string{"-machine", "q35,memory-backend=ram0", "-accel", "tcg,thread=single", "-m", "256M"},

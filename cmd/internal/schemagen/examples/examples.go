@@ -43,6 +43,7 @@ var (
 	droppedDigest  = schemas.Sum([]byte("dropped"))
 	resultDigest   = schemas.Sum([]byte("result"))
 	rulesDigest    = schemas.Sum([]byte("rules"))
+	configDigest   = schemas.Sum([]byte("config"))
 	segmentDigests = []schemas.Digest{schemas.Sum([]byte("segment 0")), schemas.Sum([]byte("segment 1"))}
 )
 

@@ -79,9 +79,14 @@ func otherFacts() []fact {
 			Outcome: schemas.OutcomeIncomplete, Verdict: schemas.VerdictUndetermined,
 		}, id: "report/json/" + schemas.Sum([]byte("report")).Token(), at: at(13952), origin: host},
 		{data: schemas.Registration{
-			Name: "static", Version: "1.0.0", Kinds: []schemas.Kind{schemas.KindSample, schemas.KindDropped},
+			Name: "static", Version: "1.0.0", Config: ptr(configDigest), Kinds: []schemas.Kind{schemas.KindSample, schemas.KindDropped},
 			Scope: schemas.ScopeArtifact, Deadline: schemas.Duration(time.Minute),
 		}, tenant: "_registry", id: "static/01M7WWPHSK3QZV8E5T2RC9B7DN", at: at(-900), origin: host},
+		{data: schemas.Checkpoint{
+			At: schemas.EventStartAnalysis, Events: 41, Root: schemas.Sum([]byte("root")),
+			Key: schemas.Sum([]byte("key")).String(), Signature: []byte("sixty-four bytes of an Ed25519 signature (RFC 8032) stand here.."),
+		}, id: "checkpoint/41", at: at(13100), origin: host},
+		{data: schemas.Tombstone{Tenant: tenant, Analysis: analysis, By: "root@sandbox-1", Reason: "the customer asked for it", Events: 57}, id: "tombstone", at: at(900_000), origin: host},
 		{data: schemas.Unregistration{Name: "static"}, tenant: "_registry", id: "static/01M7WX0A4N6GJ2YH8KQ5PVB3ET", at: at(600_000), origin: host},
 	}
 }

@@ -73,6 +73,13 @@ var limits = map[string]limit{
 	"Registration.after":   words("artifacts"),
 	"Unregistration.name":  pattern(patternName),
 
+	"ControlRequest.action": words(schemas.ControlActions...),
+	"ControlDecided.action": words(schemas.ControlActions...),
+	"GateAnswer.decision":   words(schemas.GateGo, schemas.GateStop),
+	"GateAnswer.reason":     length(0, 512),
+	"Checkpoint.key":        pattern(patternDigest),
+	"RunAdopted.run":        pattern(patternRun),
+
 	"Report.schema_version": pattern(`^` + major(schemas.ReportVersion) + `\.[0-9]+$`),
 	"ReportAnalysis.id":     pattern(patternID),
 	"TimelineEntry.event":   pattern(patternWord),

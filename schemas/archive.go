@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package schemas
+
+import "time"
+
+// Checkpoint is a sandbox's signature under the log of an analysis as far as it
+// went: whoever has the log can prove which events were there by then.
+type Checkpoint struct {
+	At     string `json:"at"`     // name of the context event that it follows: start_analysis, or the ending
+	Events uint64 `json:"events"` // how many events it covers, from the analysis' first, in the log's order
+	// Root is the Merkle tree hash over these events' bytes as the log has them.
+	// https://www.rfc-editor.org/rfc/rfc9162#section-2.1.1
+	Root      Digest `json:"root"`
+	Key       string `json:"key"`       // the sandbox's Ed25519 public key, hexadecimal
+	Signature []byte `json:"signature"` // over the text that package bus/petrifile defines
+}
+
+// EventType implements [Typed].
+func (Checkpoint) EventType() string { return "petri.checkpoint.signed.v1" }
+
+// Tombstone says that an analysis was deleted. It is all that is left of it.
+type Tombstone struct {
+	Tenant   string `json:"tenant"`
+	Analysis string `json:"analysis"`
+	By       string `json:"by"`               // untrusted text
+	Reason   string `json:"reason,omitempty"` // untrusted text
+	Events   uint64 `json:"events"`           // that the log and the archive had
+}
+
+// EventType implements [Typed].
+func (Tombstone) EventType() string { return "petri.tombstone.written.v1" }
+
+// ArchiveEntry says where an analysis is that the log has no longer, or never
+// had.
+type ArchiveEntry struct {
+	Tenant   string    `json:"tenant"`
+	Analysis string    `json:"analysis"`
+	File     Digest    `json:"file"`   // of the .petri file, in the bucket ARC
+	Size     int64     `json:"size"`   // of the file
+	Events   uint64    `json:"events"` // that it holds
+	Context  int       `json:"context"`
+	Imported bool      `json:"imported,omitempty"` // from elsewhere: it was never in this log
+	Archived time.Time `json:"archived"`
+}
+
+// RunState says how far a run of an analyzer over past artifacts has come. It
+// can be made again from the log.
+type RunState struct {
+	Run      string    `json:"run"` // r-<id>
+	Tenant   string    `json:"tenant"`
+	Analyzer string    `json:"analyzer"`
+	Analysis string    `json:"analysis,omitempty"` // of a replay
+	Kinds    []Kind    `json:"kinds,omitempty"`    // none: those that the analyzer takes
+	Since    time.Time `json:"since,omitzero"`     // of a hunt: analyses submitted from then on
+	From     uint64    `json:"from,omitempty"`     // of a replay: sequence of the log
+	Imported bool      `json:"imported,omitempty"` // also, or of a hunt only, imported analyses
+	Force    bool      `json:"force,omitempty"`    // do not answer from earlier receipts
+	Parallel int       `json:"parallel,omitempty"` // tasks given out at a time
+	State    string    `json:"state"`              // listing, running, paused, cancelled, done or failed
+	Error    string    `json:"error,omitempty"`
+	Total    int       `json:"total"` // tasks; final once State is not listing
+	Done     int       `json:"done"`
+	Failed   int       `json:"failed"`
+	Skipped  int       `json:"skipped"`
+	Reused   int       `json:"reused"`
+	Gone     int       `json:"gone"` // whose analysis was deleted meanwhile
+	Created  time.Time `json:"created"`
+	Updated  time.Time `json:"updated"`
+}
