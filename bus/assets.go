@@ -20,11 +20,13 @@ const (
 
 	bucketArtifacts = "ART"
 	bucketReports   = "REP"
+	bucketArchive   = "ARC"
 	bucketUploads   = "UP-" // and the analyzer's name
 
 	kvRegistry = "REGISTRY"
 	kvLease    = "LEASE"
 	kvState    = "STATE"
+	kvArchive  = "ARCHIVE"
 )
 
 // MaxPayload is the largest message that the server must take, in bytes: one
@@ -93,6 +95,7 @@ func (l Limits) streams() []jetstream.StreamConfig {
 		},
 		objectStream(bucketArtifacts, "artifacts by the sha256 of their bytes", l.Store, 0),
 		objectStream(bucketReports, "reports by the sha256 of their bytes", l.Store/8, 0),
+		objectStream(bucketArchive, "logs of archived and imported analyses by the sha256 of their files", l.Store/8, 0),
 	}
 }
 
@@ -113,6 +116,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 		{Bucket: kvRegistry, Description: "heartbeats of analyzers", TTL: heartbeatTTL},
 		{Bucket: kvLease, Description: "who runs an analysis", TTL: leaseTTL},
 		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
+		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
 	}
 }
 

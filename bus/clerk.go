@@ -135,6 +135,9 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 		return err
 	}
 	parent, err := c.open(ctx, f.Task)
+	if errors.Is(err, errAnswered) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -224,13 +227,24 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 	if t.SHA256 == nil {
 		_, err := c.b.lastMsg(ctx, contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis))
 		if errors.Is(err, ErrNotFound) {
+			start := contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis)
+			if there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, start); there || err != nil {
+				return nil, errors.Join(err, c.unanswered(ctx, t))
+			}
 			return nil, refuse("analysis %s has not come to its analyzers", t.Analysis)
 		}
 		return nil, err
 	}
 	m, err := c.b.lastMsg(ctx, artifactsOf(t.Tenant, t.Analysis, string(t.Kind), *t.SHA256)+".*")
 	if errors.Is(err, ErrNotFound) {
-		return nil, refuse("analysis %s has announced no %s %s", t.Analysis, t.Kind, t.SHA256)
+		a, err := c.b.archivedArtifact(ctx, t.Tenant, t.Analysis, t.Kind, *t.SHA256)
+		if errors.Is(err, ErrNotFound) {
+			return nil, refuse("analysis %s has announced no %s %s", t.Analysis, t.Kind, t.SHA256)
+		}
+		if err == nil {
+			err = c.unanswered(ctx, t)
+		}
+		return a, err
 	}
 	if err != nil {
 		return nil, err
@@ -240,7 +254,23 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 	if err == nil {
 		err = e.Decode(a)
 	}
+	if err == nil && a.Occurrence > 0 { // the first may be in the archive, with its receipt
+		err = c.unanswered(ctx, t)
+	}
 	return a, err
+}
+
+// errAnswered says that the archive has a task's receipt.
+var errAnswered = errors.New("the task has its receipt")
+
+// unanswered returns errAnswered if the archive has the receipt of a task. The
+// log's own guard against a second one does not know of it.
+func (c *Clerk) unanswered(ctx context.Context, t schemas.TaskRef) error {
+	there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, receiptSubject(t))
+	if there {
+		return errAnswered
+	}
+	return err
 }
 
 // checkFinished checks form and limits, and names what is wrong.
@@ -370,7 +400,7 @@ func receiptMsg(f *schemas.FinishedTask, findings, derived int, at time.Time) (b
 func (c *Clerk) commitRefusal(ctx context.Context, f schemas.FinishedTask, at time.Time, why error) error {
 	if _, err := c.open(ctx, f.Task); err != nil {
 		var refused errRefused
-		if errors.As(err, &refused) {
+		if errors.As(err, &refused) || errors.Is(err, errAnswered) {
 			return nil
 		}
 		return err

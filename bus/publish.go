@@ -76,15 +76,35 @@ func (b *Bus) openContext(ctx context.Context, tenant, analysis string) (*Contex
 	if err := checkTokens(tenant, analysis); err != nil {
 		return nil, nil, err
 	}
-	w := &ContextWriter{b: b, tenant: tenant, analysis: analysis, nonce: nuid.Next()}
-	var entries []Entry
-	err := b.read(ctx, contextSubject(tenant, analysis, ">"), 0, func(e Entry) error {
-		w.last = e.Seq
-		w.n++
-		entries = append(entries, e)
-		return nil
-	})
-	return w, entries, err
+	for {
+		w := &ContextWriter{b: b, tenant: tenant, analysis: analysis, nonce: nuid.Next()}
+		var entries []Entry
+		r := &reading{b: b, tenant: tenant, analysis: analysis, family: "context", fn: func(e Entry) error {
+			if !e.Archived {
+				w.last = e.Seq
+			}
+			w.n++
+			entries = append(entries, e)
+			return nil
+		}}
+		err := r.run(ctx)
+		if err != nil || w.last > 0 || r.archive.revision == 0 {
+			return w, entries, err
+		}
+		// What the archive has the log may still have too: the next event
+		// must come behind it.
+		m, err := b.lastMsg(ctx, contextSubject(tenant, analysis, ">"))
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return w, entries, nil
+		case err != nil:
+			return nil, nil, err
+		case m.Sequence <= r.archive.Last:
+			w.last = m.Sequence
+			return w, entries, nil
+		}
+		// Somebody has written meanwhile.
+	}
 }
 
 // Count is how many context events the analysis has.
@@ -160,7 +180,7 @@ func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.A
 func (b *Bus) nextOccurrence(ctx context.Context, subject string) (int, error) {
 	m, err := b.lastMsg(ctx, subject+".*")
 	if errors.Is(err, ErrNotFound) {
-		return 0, nil
+		return b.archivedOccurrences(ctx, subject)
 	}
 	if err != nil {
 		return 0, err

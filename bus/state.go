@@ -31,6 +31,7 @@ type Summary struct {
 	Ended     bool            `json:"ended"`
 	Outcome   schemas.Outcome `json:"outcome,omitempty"` // once there is a report
 	Verdict   schemas.Verdict `json:"verdict,omitempty"`
+	Imported  bool            `json:"imported,omitempty"` // from elsewhere
 }
 
 // projector is the consumer that keeps the summaries.
@@ -89,6 +90,30 @@ func project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error 
 	}
 	_, err = kv.Put(ctx, key, body)
 	return err
+}
+
+// putSummary writes the summary of an analysis that the log does not tell of.
+func (b *Bus) putSummary(ctx context.Context, s Summary) error {
+	kv, err := b.js.KeyValue(ctx, kvState)
+	if err != nil {
+		return fmt.Errorf("open the projection: %w", err)
+	}
+	body, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return retry(ctx, func(ctx context.Context) error {
+		_, err := kv.Put(ctx, s.Tenant+"."+s.Analysis, body)
+		return err
+	})
+}
+
+// follow is apply for whoever reads all events, not only those that the
+// projector is given.
+func (s *Summary) follow(e schemas.Event) {
+	if e.Family() == "context" || e.Type == (schemas.ReportWritten{}).EventType() {
+		s.apply(e)
+	}
 }
 
 func (s *Summary) apply(e schemas.Event) {

@@ -42,6 +42,28 @@ type ArchiveEntry struct {
 	Context  int       `json:"context"`
 	Imported bool      `json:"imported,omitempty"` // from elsewhere: it was never in this log
 	Archived time.Time `json:"archived"`
+
+	Root      Digest    `json:"root"`           // Merkle tree hash over the events
+	Last      uint64    `json:"last,omitempty"` // sequence up to which the file has what the log had of it; 0: the log had nothing
+	Submitted time.Time `json:"submitted"`
+
+	// Artifacts lists what the analysis announced, for whoever looks for
+	// artifacts and need not read the file. More counts those that found no room.
+	Artifacts []ArchivedArtifact `json:"artifacts"`
+	More      int                `json:"more,omitempty"`
+}
+
+// MaxArchivedArtifacts bounds the list of an [ArchiveEntry].
+const MaxArchivedArtifacts = 2000
+
+// ArchivedArtifact is one line of an [ArchiveEntry]: all announcements of the
+// same bytes under the same kind.
+type ArchivedArtifact struct {
+	Kind        Kind   `json:"kind"`
+	SHA256      Digest `json:"sha256"`
+	Size        int64  `json:"size"`
+	Occurrences int    `json:"occurrences"`
+	Depth       int    `json:"depth,omitempty"` // of the first announcement
 }
 
 // RunState says how far a run of an analyzer over past artifacts has come. It
