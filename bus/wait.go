@@ -60,7 +60,7 @@ func (c *credit) apply(tenant, analysis string, e Entry) error {
 			if err := e.Event.Decode(&w); err != nil {
 				return err
 			}
-			c.timeout = max(0, w.Deadline.Sub(e.Event.Time))
+			c.timeout = max(0, w.Timeout.D())
 		}
 	case "receipt":
 		var r schemas.Receipt

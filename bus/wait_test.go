@@ -129,7 +129,7 @@ func TestWaitOverClockSteps(t *testing.T) {
 			a.event(schemas.StartAnalysis{})
 			const timeout = time.Second
 			at := time.Now().Add(written).Round(0)
-			e, err := schemas.NewEvent("default", a.id, a.w.NextID(), at, schemas.OriginHost, schemas.WaitAnalysis{Deadline: at.Add(timeout)})
+			e, err := schemas.NewEvent("default", a.id, a.w.NextID(), at, schemas.OriginHost, schemas.WaitAnalysis{Timeout: schemas.Duration(timeout)})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -83,7 +83,7 @@ func (a *analysis) waitForAnalyzers(ctx context.Context) ([]schemas.MissingTask,
 		timeout = s.Timeout
 	}
 	deadline := time.Now().Add(timeout)
-	e, err := a.c.publishLast(schemas.WaitAnalysis{Deadline: deadline.UTC(), Expected: a.sub.Expected})
+	e, err := a.c.publishLast(schemas.WaitAnalysis{Timeout: schemas.Duration(timeout), Expected: a.sub.Expected})
 	if err != nil {
 		return nil, failure{reasonLog, err}
 	}

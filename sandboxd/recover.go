@@ -137,8 +137,10 @@ func (w *Worker) waitAgain(ctx context.Context, n note) error {
 	}
 	deadline := time.Now().Add(waitTimeout)
 	var wait schemas.WaitAnalysis
-	if e := find(events, schemas.EventWaitAnalysis); e != nil && e.Decode(&wait) == nil && wait.Deadline.Before(deadline) {
-		deadline = wait.Deadline
+	if e := find(events, schemas.EventWaitAnalysis); e != nil && e.Decode(&wait) == nil {
+		if end := e.Time.Add(wait.Timeout.D()); end.Before(deadline) {
+			deadline = end
+		}
 	}
 	missing, err := w.endings.Wait(ctx, n.Tenant, n.Analysis, deadline, submitted.Submission.Expected)
 	if err != nil {

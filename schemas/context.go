@@ -2,10 +2,7 @@
 
 package schemas
 
-import (
-	"strings"
-	"time"
-)
+import "strings"
 
 // Names of the context events. The first seventeen are F-Secure SEE's; a
 // protocol may trigger any other name that [CheckEventName] allows.
@@ -380,12 +377,12 @@ type AnnouncedArtifact struct {
 
 // WaitAnalysis opens the wait for the analyzers.
 type WaitAnalysis struct {
-	Deadline time.Time `json:"deadline"`
-	Expected []string  `json:"expected"`
+	Timeout  Duration `json:"timeout"` // from the event on
+	Expected []string `json:"expected"`
 }
 
 // EventType implements [Typed].
-func (WaitAnalysis) EventType() string { return ContextType(EventWaitAnalysis) }
+func (WaitAnalysis) EventType() string { return "petri.context.wait_analysis.v2" }
 
 // AnalysisCompleted ends an analysis whose protocol went through.
 type AnalysisCompleted struct {

@@ -111,9 +111,18 @@ func (e Event) Family() string {
 	return parts[1]
 }
 
-// Decode unpacks the event's data, which must be of into's type. Fields that
-// a newer Petri added are ignored.
+// Decode unpacks the event's data, which must be of into's type, or of an older
+// version of it. Fields that a newer Petri added are ignored.
 func (e Event) Decode(into Typed) error {
+	if want := into.EventType(); want != "" && e.Type != want {
+		up, err := Upcast(e)
+		if err != nil {
+			return fmt.Errorf("decode event %s: %w", e.ID, err)
+		}
+		if up.Type == want {
+			e = up
+		}
+	}
 	if want := into.EventType(); want != "" && e.Type != want {
 		return fmt.Errorf("decode event %s: it is a %s, not a %s", e.ID, e.Type, want)
 	}

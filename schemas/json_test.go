@@ -183,7 +183,7 @@ func TestBadValuesAreErrors(t *testing.T) {
 		{"petri.context.start_analysis.v1", "artifacts", `null`},
 		{"petri.context.start_analysis.v1", "artifacts/0/sha256", `"0"`},
 		{"petri.context.start_analysis.v1", "sources/0/produced", `-1`},
-		{"petri.context.wait_analysis.v1", "deadline", `"in a minute"`},
+		{"petri.context.wait_analysis.v2", "timeout", `"in a minute"`},
 		{"petri.context.custom.v1", "payload", `{"note": 1}`},
 		{"petri.context.analysis_submitted.v1", "submission/sample/sha256", `"0"`},
 		{"petri.job.submission.v1", "id", `"1"`},

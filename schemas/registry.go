@@ -96,6 +96,7 @@ func contextTypes() []TypeInfo {
 	verb("restart", "The machine is about to be reset.", "The machine has been reset and its guest is ready again.")
 	add("", StartAnalysis{})
 	add("", WaitAnalysis{})
+	add("", WaitAnalysisV1{})
 
 	for _, v := range []Typed{
 		AnalysisSubmitted{}, AnalysisClaimed{}, GuestReady{}, SampleStarted{}, SampleExited{}, TreeExited{}, MachineOff{},

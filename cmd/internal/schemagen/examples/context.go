@@ -127,7 +127,7 @@ func contextFacts() []fact {
 			},
 			Sources: sources(), Hooks: hooks(),
 		}},
-		{13934, host, schemas.WaitAnalysis{Deadline: at(73934), Expected: []string{"behavior", "static"}}},
+		{13934, host, schemas.WaitAnalysis{Timeout: ms(60_000), Expected: []string{"behavior", "static"}}},
 		{13940, host, schemas.AnalysisCompleted{Missing: missing()}},
 		{14100, host, schemas.AnalysisAmended{Analyzer: "behavior", SHA256: ptr(traceDigest), Run: schemas.LiveRun}},
 		{90_000, host, schemas.RunAdopted{Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", By: "root@sandbox-1"}},
@@ -148,6 +148,7 @@ func contextFacts() []fact {
 		{12384, host, noRAM(verb("pre_restart", "running", "running"))},
 		{12385, host, took(noRAM(verb("post_restart", "running", "running")), 1720)},
 		{12386, host, schemas.AnalysisFailed{Reason: "machine", Error: "poweron: the guest did not answer within 30s"}},
+		{13934, host, schemas.WaitAnalysisV1{Deadline: at(73934), Expected: []string{"behavior", "static"}}},
 		{12387, host, schemas.AnalysisCancelled{By: "petri cancel"}},
 		{12388, host, schemas.Custom{Name: "custom", Payload: map[string]string{"note": "halfway"}}},
 	}
