@@ -109,7 +109,8 @@ func (b *Bus) ArchiveEntry(ctx context.Context, tenant, analysis string) (schema
 
 // ArchiveEntries calls fn with the entry of every archived and imported
 // analysis of a tenant, in no order. Each lists the analysis' artifacts. Tenant
-// "*" stands for all.
+// "*" stands for all. Whoever wants all analyses looks into the log first and
+// here second: one that is moved meanwhile is then seen twice, and not never.
 func (b *Bus) ArchiveEntries(ctx context.Context, tenant string, fn func(schemas.ArchiveEntry) error) error {
 	if tenant != "*" {
 		if err := schemas.CheckTenant(tenant); err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -101,4 +102,44 @@ func (c *Config) OpenLog(ctx context.Context) (*bus.Bus, func(), error) {
 		b.Close()
 		s.Close()
 	}, nil
+}
+
+// OpenStore opens the log and the store of a data directory on which nothing
+// runs, for writing, and makes them if they are not there.
+func (c *Config) OpenStore(ctx context.Context) (*bus.Bus, func(), error) {
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("make the data directory: %w (choose another: --data DIR)", err)
+	}
+	s, err := bus.StartServer(c.Data, bus.ServerOptions{})
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := s.Connect(ctx, "petri")
+	if err != nil {
+		s.Close()
+		return nil, nil, err
+	}
+	if err := errors.Join(b.Reconcile(ctx, s.Limits()), s.SyncAssets()); err != nil {
+		b.Close()
+		s.Close()
+		return nil, nil, err
+	}
+	return b, func() {
+		b.Close()
+		s.Close()
+	}, nil
+}
+
+// Import reads a .petri file into the archive; see [bus.Bus.Import].
+func (c *Config) Import(ctx context.Context, b *bus.Bus, tenant string, r io.Reader) (bus.Imported, error) {
+	if c.NATS == "" {
+		free, err := FreeSpace(c.Data)
+		if err != nil {
+			return bus.Imported{}, err
+		}
+		if free < 2*diskReserve {
+			return bus.Imported{}, fmt.Errorf("%s has %d MiB free, of which %d MiB are kept for the log (make room, or choose another directory: --data DIR)", c.Data, free>>20, diskReserve>>20)
+		}
+	}
+	return b.Import(ctx, r, bus.ImportOptions{Tenant: tenant, Caps: artifactCaps})
 }

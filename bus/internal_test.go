@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import "time"
+
+// OnStep calls f behind each step of a move; an error of f ends it there.
+func (x *Archiver) OnStep(f func(step string) error) { x.step = f }
+
+// SetLate changes how old late events must be.
+func (x *Archiver) SetLate(d time.Duration) { x.late = d }
