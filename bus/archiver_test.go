@@ -329,7 +329,7 @@ func TestArchiveRefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Purge(ctx, jetstream.WithPurgeSubject("petri.default." + a.id + ".context.start_analysis")); err != nil {
+	if err := s.Purge(ctx, jetstream.WithPurgeSubject("petri.default."+a.id+".context.start_analysis")); err != nil {
 		t.Fatal(err)
 	}
 	if err := archiver(b).Archive(ctx, "default", a.id); err == nil || !strings.Contains(err.Error(), "missing or comes twice") {

@@ -228,3 +228,47 @@ func covered(c petrifile.Coverage) string {
 	}
 	return fmt.Sprintf("events 1 to %d of %d are signed, by key %s", c.Covered, c.Events, strings.Join(keys, ", "))
 }
+
+func archiveCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "archive ID…",
+		Short: "Move ended analyses from the log to the archive now",
+		Long: `Move ended analyses from the log to the archive now, where petri up moves them
+after --archive-after. Whoever reads them sees no difference. An analysis that
+still runs, or that an analyzer or a run still owes something, stays.`,
+		Example: `  petri archive 01K9ZJ`,
+		Args:    args(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			b, done, err := g.store(ctx)
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			defer done()
+			x := bus.NewArchiver(b, bus.ArchiverOptions{})
+			var list []schemas.ArchiveEntry
+			for _, s := range a {
+				id, err := resolve(ctx, b, s)
+				if err != nil {
+					return err
+				}
+				if err := x.Archive(ctx, tenant, id); err != nil {
+					return interrupted(ctx, fmt.Errorf("archive %s: %w", id, err))
+				}
+				e, err := b.ArchiveEntry(ctx, tenant, id)
+				if err != nil {
+					return interrupted(ctx, err)
+				}
+				list = append(list, e)
+			}
+			if g.json {
+				return printJSON(os.Stdout, list)
+			}
+			for _, e := range list {
+				fmt.Fprintf(os.Stderr, "%s: %d events, %s\n", e.Analysis, e.Events, term.Size(e.Size))
+			}
+			return nil
+		},
+	}
+}

@@ -11,7 +11,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -45,6 +48,50 @@ func (g *global) flags(f *pflag.FlagSet) {
 			fl.Hidden = name == "guestd"
 		}
 	}
+}
+
+// archiveFlag says how long analyses stay in the log. Only what starts a bus has
+// it.
+func (g *global) archiveFlag(f *pflag.FlagSet) {
+	g.cfg.ArchiveAfter = app.DefaultArchiveAfter
+	f.Var((*age)(&g.cfg.ArchiveAfter), "archive-after", "move ended analyses in which nothing happened for so long from the log to the archive, such as 12h or 30d; 0: never")
+}
+
+// age is a flag of a duration that may count days.
+type age time.Duration
+
+func (a *age) String() string {
+	d := time.Duration(*a)
+	if d > 0 && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	return d.String()
+}
+
+func (a *age) Set(s string) error {
+	d, err := parseAge(s)
+	*a = age(d)
+	return err
+}
+
+func (*age) Type() string { return "duration" }
+
+const day = 24 * time.Hour
+
+// parseAge reads a duration, or a number of days such as 30d.
+func parseAge(s string) (time.Duration, error) {
+	if n, ok := strings.CutSuffix(s, "d"); ok {
+		days, err := strconv.Atoi(n)
+		if err != nil || days < 0 || days > 36500 {
+			return 0, fmt.Errorf("%q is no number of days", s)
+		}
+		return time.Duration(days) * day, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is no duration such as 12h or 30d", s)
+	}
+	return d, nil
 }
 
 // config checks and completes the flags.
@@ -131,7 +178,7 @@ func color(f *os.File) bool {
 
 // daemonCommand runs one process of a node; the node starts it.
 func daemonCommand(g *global) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: app.DaemonCommand + " ROLE", Hidden: true, Args: args(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, a []string) error {
 			c, err := g.config()
@@ -141,4 +188,6 @@ func daemonCommand(g *global) *cobra.Command {
 			return app.Daemon(a[0], c, os.Stderr)
 		},
 	}
+	g.archiveFlag(c.Flags())
+	return c
 }

@@ -14,11 +14,12 @@ import (
 )
 
 func upCommand(g *global) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "up",
 		Short: "Run Petri until it is interrupted: the bus, a sandbox, the analyzers and the reporter",
 		Example: `  petri up
-  petri up --parallel 4 --listen 127.0.0.1:4222`,
+  petri up --parallel 4 --listen 127.0.0.1:4222
+  petri up --archive-after 7d`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := g.config()
@@ -42,6 +43,8 @@ func upCommand(g *global) *cobra.Command {
 			return nil
 		},
 	}
+	g.archiveFlag(c.Flags())
+	return c
 }
 
 func submitCommand(g *global) *cobra.Command {

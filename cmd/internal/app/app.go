@@ -34,7 +34,13 @@ type Config struct {
 	Parallel int   // analyses at once
 	Memory   int64 // of a guest, bytes
 	Verbose  bool
+
+	ArchiveAfter time.Duration // how long an ended analysis stays in the log; 0: for ever
 }
+
+// DefaultArchiveAfter is how long an ended analysis stays in the log: as long
+// as somebody may be expected to come back to it.
+const DefaultArchiveAfter = 30 * 24 * time.Hour
 
 // DefaultData is where data is kept: /var/lib/petri for root, else below the
 // user's own data directory (XDG Base Directory Specification).
