@@ -29,6 +29,7 @@ func documents() map[string]any {
 		}, Omitted: 2},
 		schemas.ControlSchema:    schemas.ControlRequest{Action: schemas.ControlExtend, Duration: ms(30_000), Reason: "the sample sleeps before it acts"},
 		schemas.GateAnswerSchema: schemas.GateAnswer{Decision: schemas.GateStop, Reason: "the customer's quota is used up"},
+		schemas.RegisteredSchema: schemas.Registered{Stream: "LOG", Consumer: "az-static-live", Runs: "az-static-run", Uploads: "UP-static"},
 		schemas.TemplateSchema: schemas.Template{
 			Schema: schemas.TemplateSchema, Version: qemu,
 			Command: []string{"-machine", "q35,memory-backend=ram0", "-accel", "tcg,thread=single", "-m", "256M"},

@@ -51,7 +51,10 @@ func Files(source string) (map[string][]byte, error) {
 			return nil, fmt.Errorf("limit of %s: there is no such field", key)
 		}
 	}
-	files["index.json"], err = encode(index)
+	if files["index.json"], err = encode(index); err != nil {
+		return nil, err
+	}
+	files["asyncapi.json"], err = asyncAPI()
 	return files, err
 }
 
