@@ -18,78 +18,80 @@ import (
 // batchMsg is one message of an atomic batch.
 type batchMsg struct {
 	subject string
-	event   schemas.Event
-	first   bool // store only if the subject has no message yet
+	id      string // of the event
+	body    []byte // the event
+	first   bool   // store only if the subject has no message yet
+}
+
+// newBatchMsg encodes an event for a subject of the log.
+func newBatchMsg(subject string, e schemas.Event, first bool) (batchMsg, error) {
+	body, err := json.Marshal(e)
+	if err != nil {
+		return batchMsg{}, fmt.Errorf("encode event %s: %w", e.ID, err)
+	}
+	return batchMsg{subject: subject, id: e.ID, body: body, first: first}, nil
 }
 
 // maxBatch is the server's limit of messages in a batch.
 const maxBatch = 1000
 
-// publishBatch stores all messages or none.
+// publishBatch stores all messages or none, one behind the other, and returns
+// the sequence of the last. More than a few cost hardly more than one: the
+// server brings a batch to the disk as a whole.
 //
 // The protocol is ADR-50's: every message carries the batch's id and its
-// number; the first is answered, so that a refused batch is noticed early, and
-// the last commits. A batch whose commit was not acknowledged may be stored or
-// not; sending it again under a new id is safe where a message has first set.
+// number, and the last commits and is answered. A batch whose commit was not
+// acknowledged may be stored or not; sending it again under a new id is safe
+// where a message has first set.
 // https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-50.md
-func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) error {
+func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, err error) {
 	if len(msgs) > maxBatch {
-		return fmt.Errorf("batch of %d messages, more than %d", len(msgs), maxBatch)
+		return 0, fmt.Errorf("batch of %d messages, more than %d", len(msgs), maxBatch)
 	}
-	return retry(ctx, func(ctx context.Context) error {
-		id := nuid.Next()
+	err = retry(ctx, func(ctx context.Context) error {
+		id := []string{nuid.Next()}
 		for i, m := range msgs {
-			body, err := json.Marshal(m.event)
-			if err != nil {
-				return fmt.Errorf("encode event %s: %w", m.event.ID, err)
-			}
-			msg := &nats.Msg{Subject: m.subject, Data: body, Header: nats.Header{
-				"Nats-Batch-Id":       []string{id},
+			msg := &nats.Msg{Subject: m.subject, Data: m.body, Header: nats.Header{
+				"Nats-Batch-Id":       id,
 				"Nats-Batch-Sequence": []string{strconv.Itoa(i + 1)},
 			}}
 			if m.first {
-				msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
+				msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{"0"}
 			}
-			last := i == len(msgs)-1
-			if last {
-				msg.Header.Set("Nats-Batch-Commit", "1")
-			}
-			if i > 0 && !last {
+			if i < len(msgs)-1 {
 				if err := b.nc.PublishMsg(msg); err != nil {
 					return err
 				}
 				continue
 			}
+			msg.Header["Nats-Batch-Commit"] = []string{"1"}
 			reply, err := b.nc.RequestMsgWithContext(ctx, msg)
 			if err != nil {
 				return err
 			}
-			if err := batchReply(reply.Data, last); err != nil {
+			if seq, err = batchReply(reply.Data); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	return seq, err
 }
 
-// batchReply reads a batch's answer: empty for the first message, an
-// acknowledgement for the last.
-func batchReply(data []byte, last bool) error {
-	if len(data) == 0 && !last {
-		return nil
-	}
+// batchReply reads a batch's acknowledgement.
+func batchReply(data []byte) (seq uint64, err error) {
 	var ack struct {
 		Error *jetstream.APIError `json:"error"`
 		Seq   uint64              `json:"seq"`
 	}
 	if err := json.Unmarshal(data, &ack); err != nil {
-		return fmt.Errorf("read a batch's acknowledgement: %w", err)
+		return 0, fmt.Errorf("read a batch's acknowledgement: %w", err)
 	}
 	if ack.Error != nil {
-		return ack.Error
+		return 0, ack.Error
 	}
-	if last && ack.Seq == 0 {
-		return fmt.Errorf("a batch's acknowledgement has no sequence: %s", data)
+	if ack.Seq == 0 {
+		return 0, fmt.Errorf("a batch's acknowledgement has no sequence: %s", data)
 	}
-	return nil
+	return ack.Seq, nil
 }

@@ -5,6 +5,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,23 +21,23 @@ const handlerAckWait = 5 * time.Second
 
 // keep shows that a message is in work, until stop is called.
 func keep(m jetstream.Msg) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		t := time.NewTicker(handlerAckWait / 3)
-		defer t.Stop()
-		for {
-			select {
-			case <-t.C:
-				_ = m.InProgress() // a lost one is made good by the next
-			case <-done:
-				return
-			}
+	var mu sync.Mutex
+	var t *time.Timer // nil: stopped. Most messages are done before it fires
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(handlerAckWait/3, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if t != nil {
+			_ = m.InProgress() // a lost one is made good by the next
+			t.Reset(handlerAckWait / 3)
 		}
-	}()
+	})
 	return func() {
-		close(done)
-		<-ended
+		mu.Lock()
+		defer mu.Unlock()
+		t.Stop()
+		t = nil
 	}
 }
 

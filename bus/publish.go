@@ -24,13 +24,21 @@ func (b *Bus) publish(ctx context.Context, subject string, e schemas.Event, opts
 	if err != nil {
 		return 0, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
-	if len(body) > MaxEvent-4<<10 {
-		return 0, fmt.Errorf("event %s has %d bytes, more than %d", e.ID, len(body), MaxEvent-4<<10)
+	return b.publishBody(ctx, subject, e.ID, body, opts...)
+}
+
+// maxBody is what the server takes of an event's body, with room for headers.
+const maxBody = MaxEvent - 4<<10
+
+// publishBody is publish for an event that is encoded already.
+func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, opts ...jetstream.PublishOpt) (uint64, error) {
+	if len(body) > maxBody {
+		return 0, fmt.Errorf("event %s has %d bytes, more than %d", id, len(body), maxBody)
 	}
 	var seq uint64
-	err = retry(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
-			append([]jetstream.PublishOpt{jetstream.WithMsgID(e.ID), jetstream.WithRetryAttempts(0)}, opts...)...)
+			append([]jetstream.PublishOpt{jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0)}, opts...)...)
 		if err != nil {
 			return err
 		}
@@ -38,7 +46,7 @@ func (b *Bus) publish(ctx context.Context, subject string, e schemas.Event, opts
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("publish %s: %w", e.ID, err)
+		return 0, fmt.Errorf("publish %s: %w", id, err)
 	}
 	return seq, nil
 }

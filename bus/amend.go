@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// amend notes an answer that came after its analysis had ended; seq is where
+// its receipt lies. Of an answer that has been noted already it writes nothing.
+func (c *Clerk) amend(ctx context.Context, t schemas.TaskRef, seq uint64) error {
+	if before, err := c.beforeEnding(ctx, t); before || err != nil {
+		return err
+	}
+	for {
+		w, entries, err := c.b.openContext(ctx, t.Tenant, t.Analysis)
+		if err != nil {
+			return err
+		}
+		ended := false
+		for _, e := range entries {
+			switch {
+			case schemas.Ending(e.Event.Name()):
+				ended = e.Archived || e.Seq < seq
+			case amends(e.Event, t):
+				return nil
+			}
+		}
+		if !ended {
+			return nil
+		}
+		e, err := schemas.NewEvent(t.Tenant, t.Analysis, w.NextID(), time.Now(), schemas.OriginHost,
+			schemas.AnalysisAmended{Analyzer: t.Analyzer, SHA256: t.SHA256, Run: t.Run})
+		if err != nil {
+			return err
+		}
+		if err := w.Write(ctx, e); !errors.Is(err, ErrFenced) {
+			return err
+		}
+	}
+}
+
+// amends reports whether an event notes the answer to a task.
+func amends(e schemas.Event, t schemas.TaskRef) bool {
+	var a schemas.AnalysisAmended
+	if e.Name() != schemas.EventAmended || e.Decode(&a) != nil || a.Analyzer != t.Analyzer || a.Run != t.Run {
+		return false
+	}
+	if a.SHA256 == nil || t.SHA256 == nil {
+		return a.SHA256 == t.SHA256
+	}
+	return *a.SHA256 == *t.SHA256
+}
+
+// beforeEnding reports, with one question where most answers come, that an
+// analysis has not ended: the last that was heard of it is what comes before.
+// False says nothing.
+func (c *Clerk) beforeEnding(ctx context.Context, t schemas.TaskRef) (bool, error) {
+	m, err := c.b.lastMsg(ctx, contextSubject(t.Tenant, t.Analysis, "*"))
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	_, name, _ := strings.Cut(m.Subject, ".context.")
+	return slices.Contains(neverLast, name), nil
+}
+
+// neverLast are events behind which an analysis always has another: its ending,
+// if nothing else. They are those that are the newest while analyzers work.
+var neverLast = []string{
+	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventPrePoweron, schemas.EventPostPoweron, schemas.EventGuestReady,
+	schemas.EventRunSample, schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventTreeExited,
+	schemas.EventPrePoweroff, schemas.EventPostPoweroff, schemas.EventMachineOff,
+	schemas.EventStartAnalysis, schemas.EventWaitAnalysis,
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Limits of what analyzers derive.
+const (
+	maxDepth  = 8       // derivations one from the other
+	maxResult = 1 << 30 // bytes of a result document
+)
+
+// errRefused says that a finished task is wrong in itself: trying again gives
+// the same.
+type errRefused struct{ error }
+
+func refuse(format string, args ...any) error { return errRefused{fmt.Errorf(format, args...)} }
+
+func readFinished(m jetstream.Msg) (schemas.FinishedTask, time.Time, error) {
+	var f schemas.FinishedTask
+	e, err := schemas.ParseEvent(m.Data())
+	if err == nil {
+		err = e.Decode(&f)
+	}
+	if err != nil {
+		return f, time.Time{}, err
+	}
+	t := f.Task
+	if err := checkTokens(t.Tenant, t.Analysis); err != nil {
+		return f, time.Time{}, err
+	}
+	if err := schemas.CheckAnalyzer(t.Analyzer); err != nil {
+		return f, time.Time{}, err
+	}
+	if err := schemas.CheckRun(t.Run); err != nil {
+		return f, time.Time{}, err
+	}
+	if t.SHA256 != nil {
+		if err := schemas.CheckKind(t.Kind); err != nil {
+			return f, time.Time{}, err
+		}
+	}
+	// The subject is what the server lets the analyzer write to; the body is
+	// only its word.
+	if m.Subject() != inboxSubject(t) {
+		return f, time.Time{}, fmt.Errorf("task of %s handed in under %s", t.Analyzer, m.Subject())
+	}
+	return f, e.Time, nil
+}
+
+// open checks that the task exists: the log has announced its artifact, or
+// started its analysis, and the analyzer is registered. It returns the
+// artifact.
+func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact, error) {
+	if err := c.registered(ctx, t.Analyzer); err != nil {
+		return nil, err
+	}
+	if t.SHA256 == nil {
+		_, err := c.b.anyMsg(ctx, contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis))
+		if errors.Is(err, ErrNotFound) {
+			start := contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis)
+			if there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, start); there || err != nil {
+				return nil, errors.Join(err, c.unanswered(ctx, t))
+			}
+			return nil, refuse("analysis %s has not come to its analyzers", t.Analysis)
+		}
+		return nil, err
+	}
+	m, err := c.b.anyMsg(ctx, artifactsOf(t.Tenant, t.Analysis, string(t.Kind), *t.SHA256)+".*")
+	if errors.Is(err, ErrNotFound) {
+		a, err := c.b.archivedArtifact(ctx, t.Tenant, t.Analysis, t.Kind, *t.SHA256)
+		if errors.Is(err, ErrNotFound) {
+			return nil, refuse("analysis %s has announced no %s %s", t.Analysis, t.Kind, t.SHA256)
+		}
+		if err == nil {
+			err = c.unanswered(ctx, t)
+		}
+		return a, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	a := new(schemas.Artifact)
+	e, err := schemas.ParseEvent(m.Data)
+	if err == nil {
+		err = e.Decode(a)
+	}
+	if err == nil && a.Occurrence > 0 { // the first may be in the archive, with its receipt
+		err = c.unanswered(ctx, t)
+	}
+	return a, err
+}
+
+// registered checks that the log has heard of an analyzer. One that has
+// withdrawn since may still hand in what it began.
+func (c *Clerk) registered(ctx context.Context, analyzer string) error {
+	if _, ok := c.known.Load(analyzer); ok {
+		return nil
+	}
+	_, err := c.b.lastMsg(ctx, registry+analyzer)
+	if errors.Is(err, ErrNotFound) {
+		return refuse("analyzer %s is not registered", analyzer)
+	}
+	if err == nil {
+		c.known.Store(analyzer, true) // the registry is never taken out of the log
+	}
+	return err
+}
+
+// errAnswered says that the archive has a task's receipt.
+var errAnswered = errors.New("the task has its receipt")
+
+// unanswered returns errAnswered if the archive has the receipt of a task. The
+// log's own guard against a second one does not know of it.
+func (c *Clerk) unanswered(ctx context.Context, t schemas.TaskRef) error {
+	there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, receiptSubject(t))
+	if there {
+		return errAnswered
+	}
+	return err
+}
+
+// checkFinished checks form and limits, and names what is wrong.
+func checkFinished(f *schemas.FinishedTask) error {
+	switch f.Status {
+	case schemas.TaskDone, schemas.TaskFailed, schemas.TaskSkipped:
+	default:
+		return refuse("status %.40q is none of done, failed, skipped", f.Status)
+	}
+	if len(f.Findings) > schemas.MaxFindings {
+		return refuse("%d findings; %d are allowed", len(f.Findings), schemas.MaxFindings)
+	}
+	if len(f.Derived) > schemas.MaxDerived {
+		return refuse("%d derived artifacts; %d are allowed", len(f.Derived), schemas.MaxDerived)
+	}
+	for i := range f.Findings {
+		if err := f.Findings[i].Check(); err != nil {
+			return refuse("finding %d: %w", i, err)
+		}
+		if len(f.Findings[i].Data) > 0 && !json.Valid(f.Findings[i].Data) {
+			return refuse("finding %d: data is not JSON", i)
+		}
+	}
+	for i, d := range f.Derived {
+		if err := schemas.CheckKind(d.Kind); err != nil {
+			return refuse("derived artifact %d: %w", i, err)
+		}
+		if len(d.Name) > 4096 || len(d.MediaType) > 128 {
+			return refuse("derived artifact %d: name or media type is too long", i)
+		}
+	}
+	if r := f.Result; r != nil && (!strings.HasPrefix(r.Schema, "petri.result.") || len(r.Schema) > 128) {
+		return refuse("result: schema %.80q does not begin with petri.result.", r.Schema)
+	}
+	if len(f.Version) > 64 || len(f.Instance) > 128 {
+		return refuse("version or instance is too long")
+	}
+	f.Error = oneLine(f.Error)
+	return nil
+}
+
+// adopt brings uploaded bytes into the artifact store, which verifies them.
+func (c *Clerk) adopt(ctx context.Context, analyzer string, kind schemas.Kind, d schemas.Digest, size, limit int64) error {
+	art := c.b.Artifacts()
+	if o, err := art.Stat(ctx, d); err == nil {
+		if o.Size != size {
+			return refuse("%s %s has %d bytes, not %d", kind, d, o.Size, size)
+		}
+		return art.touch(ctx, o)
+	}
+	r, o, err := c.b.uploads(analyzer).Open(ctx, d)
+	if errors.Is(err, ErrNotFound) {
+		return refuse("%s %s was not uploaded", kind, d)
+	}
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if o.Size != size || size > limit {
+		return refuse("%s %s has %d bytes; %d were stated and %d are allowed", kind, d, o.Size, size, limit)
+	}
+	got, _, err := art.Put(ctx, kind, io.LimitReader(r, limit+1))
+	if errors.Is(err, ErrCorrupt) || err == nil && got != d {
+		return refuse("%s %s: the uploaded bytes have another digest", kind, d)
+	}
+	if err == nil {
+		c.b.uploads(analyzer).discard(o.meta.NUID)
+	}
+	return err
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// A group commits the messages of many tasks as few batches: whatever has come
+// while a batch was on its way goes into the next one, so that a task that
+// comes alone waits for nobody and a flood shares what a batch costs. It is
+// safe for concurrent use while its run runs.
+type group struct {
+	b    *Bus
+	work chan *groupTask
+}
+
+// groupBytes bounds a batch of more than one task.
+const groupBytes = 8 << 20
+
+// groupTask is what one task gives, its receipt last.
+type groupTask struct {
+	task schemas.TaskRef
+	msgs []batchMsg
+	size int
+	done chan groupResult // has room for the result
+}
+
+type groupResult struct {
+	seq uint64 // of the receipt, or of something right behind it
+	err error
+}
+
+func newGroup(b *Bus) *group { return &group{b: b, work: make(chan *groupTask, clerkParallel)} }
+
+// errConflict says that an artifact's number was taken meanwhile.
+var errConflict = errors.New("the same bytes have been announced meanwhile")
+
+// commit stores the messages of a task, all or none, and returns where its
+// receipt lies. That the receipt is there already is no error: then so is the
+// rest. If something else was there it returns [errConflict].
+func (g *group) commit(ctx context.Context, t schemas.TaskRef, msgs []batchMsg) (uint64, error) {
+	w := &groupTask{task: t, msgs: msgs, done: make(chan groupResult, 1)}
+	for _, m := range msgs {
+		w.size += len(m.body)
+	}
+	select {
+	case g.work <- w:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	select {
+	case r := <-w.done:
+		return r.seq, r.err
+	case <-ctx.Done(): // it may be stored or not: who comes after finds out
+		return 0, ctx.Err()
+	}
+}
+
+// run commits until ctx is done.
+func (g *group) run(ctx context.Context) {
+	var next *groupTask // did not fit into the last batch
+	for {
+		if next == nil {
+			select {
+			case next = <-g.work:
+			case <-ctx.Done():
+				return
+			}
+		}
+		tasks, msgs, size := []*groupTask{next}, len(next.msgs), next.size
+		next = nil
+		for more := true; more && next == nil; {
+			select {
+			case w := <-g.work:
+				if msgs+len(w.msgs) > maxBatch || size+w.size > groupBytes {
+					next = w
+					break
+				}
+				tasks, msgs, size = append(tasks, w), msgs+len(w.msgs), size+w.size
+			default:
+				more = false
+			}
+		}
+		g.write(ctx, tasks)
+	}
+}
+
+// write commits tasks as one. If the log refuses that, it looks for those to
+// blame: no task is held up by another.
+func (g *group) write(ctx context.Context, tasks []*groupTask) {
+	seq, err := g.store(ctx, tasks)
+	switch {
+	case err == nil:
+		finishAll(tasks, groupResult{seq: seq})
+	case hasCode(err, codeWrongLastSequence):
+		rest := g.receipts(ctx, tasks)
+		switch {
+		case len(rest) == 0:
+		case len(rest) < len(tasks):
+			g.write(ctx, rest)
+		case len(tasks) == 1:
+			finishAll(tasks, groupResult{err: errConflict})
+		default:
+			g.halves(ctx, tasks)
+		}
+	case len(tasks) > 1 && blames(err):
+		g.halves(ctx, tasks)
+	default:
+		finishAll(tasks, groupResult{err: err})
+	}
+}
+
+func finishAll(tasks []*groupTask, r groupResult) {
+	for _, w := range tasks {
+		w.done <- r
+	}
+}
+
+func (g *group) halves(ctx context.Context, tasks []*groupTask) {
+	g.write(ctx, tasks[:len(tasks)/2])
+	g.write(ctx, tasks[len(tasks)/2:])
+}
+
+// blames reports whether an error may be the fault of one message among many:
+// not that the log is full, or away.
+func blames(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && !transient(err) && api.ErrorCode != codeMaxMessages && api.Code != 503
+}
+
+// store is one attempt at a batch.
+func (g *group) store(ctx context.Context, tasks []*groupTask) (uint64, error) {
+	var msgs []batchMsg
+	for _, w := range tasks {
+		msgs = append(msgs, w.msgs...)
+	}
+	if len(msgs) == 1 { // a batch of one costs several times as much
+		return g.b.publishBody(ctx, msgs[0].subject, msgs[0].id, msgs[0].body, jetstream.WithExpectLastSequencePerSubject(0))
+	}
+	return g.b.publishBatch(ctx, msgs)
+}
+
+// receipts finishes the tasks that have their receipt and returns the others.
+func (g *group) receipts(ctx context.Context, tasks []*groupTask) []*groupTask {
+	results := make([]groupResult, len(tasks))
+	var wg sync.WaitGroup
+	for i, w := range tasks {
+		wg.Go(func() {
+			m, err := g.b.lastMsg(ctx, receiptSubject(w.task))
+			if err != nil {
+				results[i].err = err
+				return
+			}
+			results[i].seq = m.Sequence
+		})
+	}
+	wg.Wait()
+	var rest []*groupTask
+	for i, w := range tasks {
+		if errors.Is(results[i].err, ErrNotFound) {
+			rest = append(rest, w)
+			continue
+		}
+		w.done <- results[i]
+	}
+	return rest
+}
