@@ -248,24 +248,16 @@ func (x *Archiver) ended(ctx context.Context, tenant, analysis string) (bool, er
 
 // tasks looks for tasks of registered analyzers without a receipt.
 func (x *Archiver) tasks(ctx context.Context, tenant, analysis string) error {
-	c := newCredit(nil)
+	c := newCredit(tenant, analysis, nil)
 	read, cancel := context.WithCancel(ctx)
 	defer cancel()
 	caughtUp := false
-	err := x.b.follow(read, []string{
-		registry + "*", unregistry + "*",
-		contextSubject(tenant, analysis, schemas.EventStartAnalysis),
-		logPrefix + tenant + "." + analysis + ".artifact.>",
-		logPrefix + tenant + "." + analysis + ".receipt." + schemas.LiveRun + ".>",
-	}, 0, func() { caughtUp = true; cancel() }, func(e Entry) error { return c.apply(tenant, analysis, e) })
+	err := x.b.follow(read, c.subjects(), 0, func() { caughtUp = true; cancel() }, c.apply)
 	if !caughtUp {
 		return err
 	}
-	for _, key := range slices.Sorted(maps.Keys(c.open)) {
-		t := c.open[key]
-		if _, ok := c.interest.regs[t.Analyzer]; ok {
-			return notYet("analyzer %s owes an answer", t.Analyzer)
-		}
+	if owing := c.owing(); len(owing) > 0 {
+		return notYet("analyzer %s owes an answer", owing[0])
 	}
 	return nil
 }

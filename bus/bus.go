@@ -27,6 +27,9 @@ type Bus struct {
 
 	mu   sync.Mutex
 	lost time.Time // when the connection was lost; zero while there is one
+
+	absentGrace time.Duration
+	holds       *holds
 }
 
 // Connect connects to a server. name shows in the server's own lists.
@@ -35,7 +38,7 @@ func Connect(ctx context.Context, a Address, name string) (*Bus, error) {
 }
 
 func connect(ctx context.Context, a Address, name string, in *server.Server) (*Bus, error) {
-	b := &Bus{encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}}
+	b := &Bus{absentGrace: absentGrace, holds: newHolds(), encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}}
 	opts := []nats.Option{
 		nats.Name("petri " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),
@@ -110,7 +113,10 @@ func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 
 // Close ends the connection. What was published and not yet acknowledged is
 // given up.
-func (b *Bus) Close() { b.nc.Close() }
+func (b *Bus) Close() {
+	b.holds.close()
+	b.nc.Close()
+}
 
 // patience is how long a server may be in trouble before a call gives up.
 const patience = 90 * time.Second

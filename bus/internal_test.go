@@ -9,3 +9,7 @@ func (x *Archiver) OnStep(f func(step string) error) { x.step = f }
 
 // SetLate changes how old late events must be.
 func (x *Archiver) SetLate(d time.Duration) { x.late = d }
+
+// SetAbsentGrace changes for how long a wait waits for an analyzer of which
+// nothing is heard.
+func (b *Bus) SetAbsentGrace(d time.Duration) { b.absentGrace = d }

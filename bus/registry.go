@@ -30,32 +30,123 @@ func (b *Bus) Register(ctx context.Context, r schemas.Registration) error {
 	if err := b.ensureStream(ctx, objectStream(bucketUploads+r.Name, "what "+r.Name+" has handed in and the clerk not yet verified", 8<<30, uploadTTL), replicas); err != nil {
 		return err
 	}
-	seq, same, err := b.registered(ctx, r)
+	return register(ctx, registrar{b}, r)
+}
+
+// registering is what a registration needs of the log's server.
+type registering interface {
+	// registered returns where the analyzer's last registration lies, 0 if it
+	// has none that counts, and whether it says the same.
+	registered(ctx context.Context, r schemas.Registration) (seq uint64, same bool, err error)
+	// announce puts a registration into the log.
+	announce(ctx context.Context, r schemas.Registration) (seq uint64, err error)
+	// consumer returns the configuration of a consumer, nil if there is none.
+	consumer(ctx context.Context, name string) (*jetstream.ConsumerConfig, error)
+	// setConsumer makes a consumer, or changes the filters of the one there is.
+	setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error
+}
+
+// register registers, and can be cut off anywhere and repeated. Whoever
+// registers anew for more kinds is given those before the log says so: what is
+// announced right behind would else be behind a consumer that had passed it by.
+// What it is then given too early nobody waits for.
+func register(ctx context.Context, on registering, r schemas.Registration) error {
+	seq, same, err := on.registered(ctx, r)
 	if err != nil {
 		return err
 	}
-	if !same {
-		now := time.Now()
-		e, err := schemas.NewEvent("_registry", "", r.Name+"/"+schemas.NewID(now), now, schemas.OriginHost, r)
-		if err != nil {
-			return err
-		}
-		if seq, err = b.publish(ctx, registry+r.Name, e); err != nil {
-			return err
-		}
-	}
 	cfg := liveConsumer(r, seq)
-	_, err = b.js.CreateConsumer(ctx, streamLog, cfg)
-	if errors.Is(err, jetstream.ErrConsumerExists) {
-		// The start of a consumer cannot be changed; what it filters can.
-		var have jetstream.Consumer
-		if have, err = b.js.Consumer(ctx, streamLog, cfg.Durable); err == nil {
-			cfg.OptStartSeq = have.CachedInfo().Config.OptStartSeq
-			_, err = b.js.UpdateConsumer(ctx, streamLog, cfg)
+	have, err := on.consumer(ctx, cfg.Durable)
+	if err != nil {
+		return fmt.Errorf("look for the consumer of %s: %w", r.Name, err)
+	}
+	if !same {
+		if have != nil {
+			wide := *have
+			wide.FilterSubjects = union(filters(*have), cfg.FilterSubjects)
+			if err := on.setConsumer(ctx, wide); err != nil {
+				return fmt.Errorf("widen the consumer of %s: %w", r.Name, err)
+			}
 		}
+		if seq, err = on.announce(ctx, r); err != nil {
+			return err
+		}
+		cfg = liveConsumer(r, seq)
+	}
+	if have != nil { // the start of a consumer cannot be changed; what it filters can
+		cfg.OptStartSeq = have.OptStartSeq
+	}
+	if err := on.setConsumer(ctx, cfg); err != nil {
+		return fmt.Errorf("make the consumer of %s: %w", r.Name, err)
+	}
+	return nil
+}
+
+// filters are a consumer's filters; the server gives a single one back in
+// another field.
+func filters(cfg jetstream.ConsumerConfig) []string {
+	if cfg.FilterSubject != "" {
+		return []string{cfg.FilterSubject}
+	}
+	return cfg.FilterSubjects
+}
+
+func union(a, b []string) []string {
+	out := slices.Concat(a, b)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// registrar registers on the server.
+type registrar struct{ *Bus }
+
+func (b registrar) announce(ctx context.Context, r schemas.Registration) (uint64, error) {
+	now := time.Now()
+	e, err := schemas.NewEvent("_registry", "", r.Name+"/"+schemas.NewID(now), now, schemas.OriginHost, r)
+	if err != nil {
+		return 0, err
+	}
+	return b.publish(ctx, registry+r.Name, e)
+}
+
+func (b registrar) consumer(ctx context.Context, name string) (*jetstream.ConsumerConfig, error) {
+	cons, err := b.js.Consumer(ctx, streamLog, name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("make the consumer of %s: %w", r.Name, err)
+		return nil, err
+	}
+	return &cons.CachedInfo().Config, nil
+}
+
+func (b registrar) setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error {
+	cfg.FilterSubjects, cfg.FilterSubject = filters(cfg), ""
+	_, err := b.js.CreateConsumer(ctx, streamLog, cfg)
+	if errors.Is(err, jetstream.ErrConsumerExists) {
+		_, err = b.js.UpdateConsumer(ctx, streamLog, cfg)
+	}
+	return err
+}
+
+// Unregister ends an analyzer's interest: the log says so, and its consumer
+// goes. What it owed is then missing, as withdrawn. If it registers again it
+// begins behind that.
+func (b *Bus) Unregister(ctx context.Context, analyzer string) error {
+	if _, err := b.registration(ctx, analyzer); err != nil {
+		return fmt.Errorf("unregister %s: %w", analyzer, err)
+	}
+	now := time.Now()
+	e, err := schemas.NewEvent("_registry", "", analyzer+"/"+schemas.NewID(now), now, schemas.OriginHost, schemas.Unregistration{Name: analyzer})
+	if err != nil {
+		return err
+	}
+	if _, err := b.publish(ctx, unregistry+analyzer, e); err != nil {
+		return fmt.Errorf("unregister %s: %w", analyzer, err)
+	}
+	err = b.js.DeleteConsumer(ctx, streamLog, liveConsumerName(analyzer))
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return fmt.Errorf("delete the consumer of %s: %w", analyzer, err)
 	}
 	return nil
 }
@@ -125,23 +216,23 @@ func newInterest() interest {
 	return interest{regs: map[string]schemas.Registration{}, known: map[string]schemas.Registration{}}
 }
 
-// apply takes a registry entry and reports whether it was one.
-func (i *interest) apply(e Entry) bool {
+// apply takes a registry entry, and reports whether it was one and whose.
+func (i *interest) apply(e Entry) (analyzer string, ok bool) {
 	switch e.Event.Type {
 	case schemas.Registration{}.EventType():
 		var r schemas.Registration
 		if e.Event.Decode(&r) == nil && r.Check() == nil {
 			i.regs[r.Name], i.known[r.Name] = r, r
 		}
-		return true
+		return r.Name, true
 	case schemas.Unregistration{}.EventType():
 		var u schemas.Unregistration
 		if e.Event.Decode(&u) == nil {
 			delete(i.regs, u.Name)
 		}
-		return true
+		return u.Name, true
 	}
-	return false
+	return "", false
 }
 
 // matches lists who owes an answer for an artifact of that kind, or, for the

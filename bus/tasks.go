@@ -21,7 +21,9 @@ type Task struct {
 	Ref      schemas.TaskRef
 	Artifact *schemas.Artifact // none for a task over the analysis
 	Attempt  int               // from 1
-	msg      jetstream.Msg
+
+	Artifacts []schemas.Artifact // of a task over the analysis: what it has announced so far, each once
+	msg       jetstream.Msg
 }
 
 // Keep says that the task is in work. It must be called every few seconds.
@@ -93,6 +95,9 @@ func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task 
 	}
 	if _, err := b.lastMsg(ctx, receiptSubject(t.Ref)); err == nil {
 		_ = m.Ack() // another occurrence of the same bytes, or a repetition
+		return nil
+	}
+	if t.Ref.SHA256 == nil && !b.ready(ctx, t) {
 		return nil
 	}
 	return t

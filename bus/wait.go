@@ -6,196 +6,84 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// credit counts an analysis' tasks over the log's one total order: a task is
-// opened by the announcement of an artifact (or by start_analysis) for whoever
-// was registered before it, and closed by its receipt. Derived artifacts are in
-// the log before the receipt of what they were derived from, so that the count
-// cannot touch zero too early (Dijkstra and Scholten, 1980).
-type credit struct {
-	interest interest
-	expected []string
-	started  bool
-	open     map[string]schemas.TaskRef
-	done     map[string]bool
-	seen     map[string]bool            // analyzers with a task
-	passed   map[string]schemas.TaskRef // what expected analyzers could not be given: they were not there
-	timeout  time.Duration              // that the analysis gives its analyzers; 0: the log does not say
-}
+// absentEvery is how often a wait asks who is alive. That somebody has fallen
+// silent is no event of the log.
+const absentEvery = heartbeatTTL / 3
 
-func newCredit(expected []string) *credit {
-	return &credit{
-		interest: newInterest(), expected: expected, open: map[string]schemas.TaskRef{}, done: map[string]bool{},
-		seen: map[string]bool{}, passed: map[string]schemas.TaskRef{},
-	}
-}
-
-func creditKey(t schemas.TaskRef) string { return t.Analyzer + "/" + t.Token() }
-
-// apply takes one entry, in the log's order.
-func (c *credit) apply(tenant, analysis string, e Entry) error {
-	if c.interest.apply(e) {
-		return nil
-	}
-	switch e.Event.Family() {
-	case "artifact":
-		var a schemas.Artifact
-		if err := e.Event.Decode(&a); err != nil {
-			return err
-		}
-		c.opened(tenant, analysis, a.Kind, &a.SHA256)
-	case "context":
-		switch e.Event.Name() {
-		case schemas.EventStartAnalysis:
-			c.started = true
-			c.opened(tenant, analysis, "", nil)
-		case schemas.EventWaitAnalysis:
-			var w schemas.WaitAnalysis
-			if err := e.Event.Decode(&w); err != nil {
-				return err
-			}
-			c.timeout = max(0, w.Timeout.D())
-		}
-	case "receipt":
-		var r schemas.Receipt
-		if err := e.Event.Decode(&r); err != nil {
-			return err
-		}
-		if r.Task.Run == schemas.LiveRun {
-			key := creditKey(r.Task)
-			delete(c.open, key)
-			c.done[key] = true
-		}
-	}
-	return nil
-}
-
-func (c *credit) opened(tenant, analysis string, kind schemas.Kind, d *schemas.Digest) {
-	t := schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, SHA256: d, Kind: kind}
-	for _, t.Analyzer = range c.interest.matches(kind) {
-		c.seen[t.Analyzer] = true
-		// A repeated announcement does not open what has been closed.
-		if key := creditKey(t); !c.done[key] {
-			c.open[key] = t
-			delete(c.passed, key)
-		}
-	}
-	for _, t.Analyzer = range c.expected {
-		_, there := c.interest.regs[t.Analyzer]
-		_, open := c.open[creditKey(t)]
-		if !there && !open {
-			c.passed[creditKey(t)] = t
-		}
-	}
-}
-
-// complete reports whether nothing is owed any more.
-func (c *credit) complete() bool { return c.started && len(c.open) == 0 }
-
-// missing lists what is still owed, sorted, and what those of the expected who
-// came too late, or never, have not been given.
-func (c *credit) missing(alive map[string]int) []schemas.MissingTask {
-	out := []schemas.MissingTask{}
-	for _, t := range c.open {
-		m := schemas.MissingTask{Analyzer: t.Analyzer, SHA256: t.SHA256, Reason: "timeout"}
-		if _, ok := c.interest.regs[t.Analyzer]; !ok {
-			m.Reason = "withdrawn"
-		} else if alive[t.Analyzer] == 0 {
-			m.Reason = "absent"
-		}
-		out = append(out, m)
-	}
-	for key, t := range c.passed {
-		// What it would have wanted is known only of one that came once.
-		if r, ok := c.interest.known[t.Analyzer]; ok && wants(r, t.Kind) && !c.done[key] {
-			c.seen[t.Analyzer] = true
-			out = append(out, schemas.MissingTask{Analyzer: t.Analyzer, SHA256: t.SHA256, Reason: "absent"})
-		}
-	}
-	for _, name := range c.expected {
-		if _, ok := c.interest.regs[name]; !ok && !c.seen[name] {
-			out = append(out, schemas.MissingTask{Analyzer: name, Reason: "absent"})
-		}
-	}
-	slices.SortFunc(out, func(a, b schemas.MissingTask) int { return strings.Compare(missingKey(a), missingKey(b)) })
-	return out
-}
-
-func missingKey(m schemas.MissingTask) string {
-	if m.SHA256 == nil {
-		return m.Analyzer + "/"
-	}
-	return m.Analyzer + "/" + m.SHA256.String()
-}
-
-// waitGrace is what a wait that is taken up again gives at least: the time in
-// which a task of an analyzer that died is given out again, and some more.
-const waitGrace = 2 * TaskAckWait
-
-// left is how long to wait from now on. The deadline is a time of day, and the
-// host's clock may have been set since it was written: beside it counts how
-// much time the analysis gives its analyzers.
-func (c *credit) left(deadline time.Time) time.Duration {
-	d := time.Until(deadline)
-	if c.timeout > 0 {
-		d = min(d, c.timeout)
-		d = max(d, min(c.timeout, waitGrace))
-	}
-	return max(0, d)
-}
-
-// Wait waits until every task of an analysis has its receipt, or until the
-// deadline, and returns what is missing. Past the deadline it still reads what
-// the log has. It keeps nothing: any number may wait for the same analysis, and
-// one that died can be replaced.
-func (b *Bus) Wait(ctx context.Context, tenant, analysis string, deadline time.Time, expected []string) ([]schemas.MissingTask, error) {
-	if err := checkTokens(tenant, analysis); err != nil {
-		return nil, err
-	}
-	c := newCredit(expected)
+// count reads what the log says about an analysis' tasks, and what comes, until
+// enough says so or the time is up. left is asked when everything has been read
+// that there is, and again when the log says how long analyzers have. unread
+// bounds how long the reading may take until then; 0 is no bound.
+func (b *Bus) count(ctx context.Context, c *credit, unread time.Duration, left func() time.Duration, enough func(gone map[string]bool) bool) error {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A log that cannot be read tells of no open tasks, which is not that
-	// there are none.
-	unread := time.AfterFunc(max(0, time.Until(deadline))+patience, cancel)
-	defer unread.Stop()
-	subjects := []string{
-		registry + "*", unregistry + "*",
-		contextSubject(tenant, analysis, schemas.EventStartAnalysis),
-		contextSubject(tenant, analysis, schemas.EventWaitAnalysis),
-		logPrefix + tenant + "." + analysis + ".artifact.>",
-		logPrefix + tenant + "." + analysis + ".receipt." + schemas.LiveRun + ".>",
+	timer := time.AfterFunc(max(unread, time.Hour*24*365), cancel)
+	if unread > 0 {
+		timer.Reset(unread)
 	}
-	caughtUp := false
-	err := b.follow(wait, subjects, 0, func() {
-		caughtUp = true
-		unread.Stop()
-		if c.complete() {
-			cancel()
-			return
+	defer timer.Stop()
+	caughtUp, timeout := false, c.timeout
+	absent, looked := newAbsence(b.absentGrace), time.Time{}
+	var gone map[string]bool
+	err := b.batches(wait, c.subjects(), 0, func(batch []Entry, pending uint64) error {
+		for _, e := range batch {
+			if err := c.apply(e); err != nil {
+				return err
+			}
 		}
-		time.AfterFunc(c.left(deadline), cancel)
-	}, func(e Entry) error {
-		if err := c.apply(tenant, analysis, e); err != nil {
-			return err
+		if !caughtUp && pending != 0 {
+			return nil
 		}
-		if caughtUp && c.complete() {
+		if !caughtUp || timeout != c.timeout {
+			caughtUp, timeout = true, c.timeout
+			timer.Reset(left())
+		}
+		if now := time.Now(); now.Sub(looked) >= absentEvery {
+			// Where nobody says who is alive, nobody is gone.
+			if alive, err := b.Alive(wait); err == nil {
+				gone = absent.look(c.owing(), alive, now)
+			}
+			looked = now
+		}
+		if enough(gone) {
 			return ErrStop
 		}
 		return nil
 	})
 	switch {
 	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case err == nil: // complete
-	case caughtUp && wait.Err() != nil: // complete, or the deadline
-	default:
+		return ctx.Err()
+	case errors.Is(err, ErrStop):
+		return nil
+	case caughtUp && wait.Err() != nil: // the time is up
+		return nil
+	}
+	return err
+}
+
+// Wait waits until every task of an analysis has its receipt, or until the
+// deadline, and returns what is missing. It does not wait for analyzers that
+// have withdrawn, nor for those of which nothing has been heard for a minute.
+// Past the deadline it still reads what the log has. It keeps nothing: any
+// number may wait for the same analysis, and one that died can be replaced.
+func (b *Bus) Wait(ctx context.Context, tenant, analysis string, deadline time.Time, expected []string) ([]schemas.MissingTask, error) {
+	if err := checkTokens(tenant, analysis); err != nil {
+		return nil, err
+	}
+	c := newCredit(tenant, analysis, expected)
+	// A log that cannot be read tells of no open tasks, which is not that
+	// there are none.
+	unread := max(0, time.Until(deadline)) + patience
+	err := b.count(ctx, c, unread, func() time.Duration { return c.left(deadline) }, c.complete)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		return nil, fmt.Errorf("wait for the analyzers: %w", err)
 	}
 	alive, err := b.Alive(ctx)

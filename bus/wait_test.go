@@ -169,3 +169,60 @@ func TestWaitUnreadLog(t *testing.T) {
 		t.Errorf("missing: %+v, %v", missing, err)
 	}
 }
+
+// TestWaitForNobody does not wait for who has withdrawn, nor for who has been
+// silent for too long.
+func TestWaitForNobody(t *testing.T) {
+	b := start(t)
+	b.SetAbsentGrace(0)
+	register(t, b, "gone", schemas.KindSample)
+	register(t, b, "silent", schemas.KindSample)
+	register(t, b, "changed", schemas.KindSample)
+	a := newAnalysis(t, b)
+	d := a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	if err := b.Unregister(t.Context(), "gone"); err != nil {
+		t.Fatal(err)
+	}
+	register(t, b, "changed", schemas.KindPcap)
+	register(t, b, "gone", schemas.KindSample) // begins behind what it has given up
+	begin := time.Now()
+	want := []schemas.MissingTask{
+		{Analyzer: "changed", SHA256: &d, Reason: "withdrawn"},
+		{Analyzer: "gone", SHA256: &d, Reason: "withdrawn"},
+		{Analyzer: "silent", SHA256: &d, Reason: "absent"},
+	}
+	if diff := cmp.Diff(want, a.wait(time.Minute)); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+	if took := time.Since(begin); took > 30*time.Second {
+		t.Errorf("waited for %s", took)
+	}
+}
+
+// TestNewVersionMidTask has a new version register, for another kind too, while
+// the old one works: the task stays whose it was, and what comes is the new
+// one's.
+func TestNewVersionMidTask(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindSample, "the sample", 0)
+	task := next(t, b, "static")
+	r := schemas.Registration{Name: "static", Version: "2.0.0", Kinds: []schemas.Kind{schemas.KindSample, schemas.KindDropped}, Scope: schemas.ScopeArtifact}
+	if err := b.Register(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	dropped := a.artifact(schemas.KindDropped, "a file", 0)
+	a.event(schemas.StartAnalysis{})
+	finish(t, b, task, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "old", Title: "of the old version"}}})
+	task = next(t, b, "static")
+	if *task.Ref.SHA256 != dropped {
+		t.Errorf("task %+v", task.Ref)
+	}
+	finish(t, b, task, schemas.FinishedTask{})
+	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+}

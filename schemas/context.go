@@ -399,6 +399,13 @@ type MissingTask struct {
 	Reason   string  `json:"reason"`           // absent, timeout, withdrawn
 }
 
+// Reasons of a [MissingTask].
+const (
+	MissingAbsent    = "absent"    // nothing was heard of the analyzer, or it came too late for this task
+	MissingTimeout   = "timeout"   // it was there, and did not answer in time
+	MissingWithdrawn = "withdrawn" // it unregistered, or registered anew for other kinds
+)
+
 // AnalysisFailed ends an analysis that the sandbox could not carry through.
 type AnalysisFailed struct {
 	Reason string `json:"reason"` // a word: interrupted, machine, protocol, store, unsupported, …
