@@ -27,6 +27,7 @@ func TestSubjectsAreDocumented(t *testing.T) {
 		"refindings":      findingSubject(again, schemas.SeverityHigh, 2),
 		"receipts":        receiptSubject(again),
 		"reports":         reportSubject("default", id, "json"),
+		"checkpoints":     checkpointSubject("default", id, 41),
 		"registrations":   registry + "yara",
 		"unregistrations": unregistry + "yara",
 		"behavior":        BehaviorSubject("default", id, &bh),

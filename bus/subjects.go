@@ -60,6 +60,14 @@ func reportSubject(tenant, analysis, format string) string {
 	return logPrefix + tenant + "." + analysis + ".report." + format
 }
 
+func checkpointSubject(tenant, analysis string, events uint64) string {
+	return logPrefix + tenant + "." + analysis + ".checkpoint." + strconv.FormatUint(events, 10)
+}
+
+func checkpointID(analysis string, events uint64) string {
+	return analysis + "/checkpoint/" + strconv.FormatUint(events, 10)
+}
+
 // BehaviorSubject is where a live behaviour event goes: a core subject, at most
 // once, of no consequence.
 func BehaviorSubject(tenant, analysis string, b *schemas.Behavior) string {

@@ -34,6 +34,9 @@ type analysis struct {
 	sample   *os.File
 	slog     *slog.Logger
 	ended    bool
+
+	signer   Signer        // nil: nobody vouches for the log
+	vouching chan struct{} // closed when the signature at start_analysis is done; nil: there is none
 }
 
 // errCancelled is the cause of a cancelled analysis.

@@ -45,6 +45,9 @@ func TestDefaultProtocol(t *testing.T) {
 		if i, j := slices.Index(got, "ip_address"), slices.Index(got, "run_sample"); i < 0 || i > j {
 			t.Errorf("ip_address at %d, run_sample at %d", i, j)
 		}
+		if diff := cmp.Diff([]string{"start_analysis", "analysis_completed"}, b.signatures()); diff != "" {
+			t.Errorf("signatures (-want +got):\n%s", diff)
+		}
 		if !b.last().isClosed() {
 			t.Error("the machine was not closed")
 		}
@@ -65,6 +68,18 @@ func TestDefaultProtocol(t *testing.T) {
 			if h.Runs != 1 || h.Failed != 0 {
 				t.Errorf("hook %+v", h)
 			}
+		}
+	})
+}
+
+// TestUnsigned cannot sign the log: that costs the signatures, not the analysis.
+func TestUnsigned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.unsigned = errors.New("no key")
+		got := b.analyse(t, b.submission(t))
+		if got[len(got)-1] != "analysis_completed" || len(b.signatures()) != 2 {
+			t.Errorf("events %v, signatures %v", got, b.signatures())
 		}
 	})
 }

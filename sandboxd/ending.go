@@ -105,4 +105,26 @@ func (a *analysis) end(ctx context.Context, ending schemas.Typed) {
 	}
 	a.slog.Info("analysis ended", "analysis", a.id, "event", e.Name())
 	a.ended = true
+	a.vouched()
+	a.w.sign(context.WithoutCancel(ctx), a.signer, a.id, e.Name())
+}
+
+// vouched returns when what came up to start_analysis is signed, if it is to be.
+func (a *analysis) vouched() {
+	if a.vouching != nil {
+		<-a.vouching
+	}
+}
+
+// vouch signs what came up to start_analysis, while the analyzers work. If the
+// analysis is cut short the signature under its ending will do.
+func (a *analysis) vouch(ctx context.Context) {
+	if a.signer == nil || a.c == nil || a.c.count(schemas.EventStartAnalysis) == 0 {
+		return
+	}
+	a.vouching = make(chan struct{})
+	go func() {
+		defer close(a.vouching)
+		a.w.sign(ctx, a.signer, a.id, schemas.EventStartAnalysis)
+	}()
 }

@@ -383,6 +383,8 @@ func (m *fakeMachine) isPaused() bool {
 
 // bench is a worker with everything around it in memory.
 type bench struct {
+	signed   []string
+	unsigned error // what every signature fails with
 	*memLog
 	store     *memStore
 	jobs      chan *fakeJob
@@ -497,6 +499,7 @@ func (b *bench) worker(t *testing.T) (stop func()) {
 	w := sandboxd.NewWorker(b, b.store, b, b, b, sandboxd.Options{
 		ID: "worker", Dir: b.dir, Parallel: b.parallel, Slog: slog.New(slog.DiscardHandler),
 		Describe: func(arch, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: arch, Start: start} },
+		Signer:   func(_, analysis string) sandboxd.Signer { return fakeSigner{b, analysis} },
 		InstallHooks: func(c *sandboxd.Context, text string) error {
 			if text == "" {
 				text = hooks.Default
@@ -524,6 +527,30 @@ func (b *bench) worker(t *testing.T) (stop func()) {
 		})
 	}
 	return stop
+}
+
+// fakeSigner notes what it is asked to vouch for.
+type fakeSigner struct {
+	b        *bench
+	analysis string
+}
+
+func (s fakeSigner) Sign(_ context.Context, at string) error {
+	names := s.b.names(s.analysis)
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.b.signed = append(s.b.signed, at)
+	if !slices.Contains(names, at) {
+		return fmt.Errorf("%s is not in the log", at)
+	}
+	return s.b.unsigned
+}
+
+// signatures are the events at which the log was signed.
+func (b *bench) signatures() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.signed)
 }
 
 // analyse runs one submission to its ending and returns the names of its

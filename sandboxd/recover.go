@@ -146,6 +146,9 @@ func (w *Worker) waitAgain(ctx context.Context, n note) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.endings.End(ctx, n.Tenant, n.Analysis, schemas.AnalysisCompleted{Missing: missing})
+	e, err := w.endings.End(ctx, n.Tenant, n.Analysis, schemas.AnalysisCompleted{Missing: missing})
+	if err == nil {
+		w.sign(ctx, w.signer(n.Tenant, n.Analysis), n.Analysis, e.Name())
+	}
 	return err
 }

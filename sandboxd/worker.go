@@ -50,6 +50,13 @@ type Endings interface {
 	OnCancel(tenant, analysis string, fn func(by string)) (stop func(), err error)
 }
 
+// A Signer vouches for an analysis' log.
+type Signer interface {
+	// Sign puts this sandbox's signature under what the log has by now, behind
+	// the context event of that name.
+	Sign(ctx context.Context, at string) error
+}
+
 // Options are for a [Worker].
 type Options struct {
 	ID       string // of this sandbox, the same after a restart
@@ -63,6 +70,8 @@ type Options struct {
 	InstallHooks func(c *Context, text string) error
 	// Describe says what a machine of that architecture will be.
 	Describe func(arch, start string) schemas.MachineSpec
+	// Signer returns who vouches for an analysis' log; without it nobody does.
+	Signer func(tenant, analysis string) Signer
 	// Reap ends every machine that a dead predecessor left running, and
 	// returns how many there were.
 	Reap func() (int, error)
@@ -297,7 +306,31 @@ func endingOf(events []schemas.Event) *schemas.Event {
 }
 
 func (w *Worker) interrupted(ctx context.Context, tenant, id string) (schemas.Event, error) {
-	return w.endings.End(ctx, tenant, id, schemas.AnalysisFailed{Reason: reasonInterrupted, Error: "the sandbox that ran it died"})
+	e, err := w.endings.End(ctx, tenant, id, schemas.AnalysisFailed{Reason: reasonInterrupted, Error: "the sandbox that ran it died"})
+	if err == nil {
+		w.sign(ctx, w.signer(tenant, id), id, e.Name())
+	}
+	return e, err
+}
+
+func (w *Worker) signer(tenant, id string) Signer {
+	if w.opts.Signer == nil {
+		return nil
+	}
+	return w.opts.Signer(tenant, id)
+}
+
+// sign vouches for an analysis' log so far. That it fails costs the signature
+// and nothing else.
+func (w *Worker) sign(ctx context.Context, s Signer, id, at string) {
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	if err := s.Sign(ctx, at); err != nil {
+		w.opts.Slog.Warn("sign the analysis' log", "analysis", id, "at", at, "error", err)
+	}
 }
 
 // again reports whether an ending calls for another attempt.
@@ -309,7 +342,7 @@ func (w *Worker) again(e schemas.Event) bool {
 // analyse runs one attempt.
 func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, attempt int, free func()) error {
 	id := schemas.AttemptID(sub.ID, attempt)
-	a := &analysis{w: w, sub: sub, id: id, attempt: attempt, slog: w.opts.Slog, dir: filepath.Join(w.opts.Dir, id)}
+	a := &analysis{w: w, sub: sub, id: id, attempt: attempt, slog: w.opts.Slog, dir: filepath.Join(w.opts.Dir, id), signer: w.signer(sub.Tenant, id)}
 	if attempt > 1 {
 		a.retryOf = schemas.AttemptID(sub.ID, attempt-1)
 	}
@@ -347,6 +380,8 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 
 	failed := a.machineTime(actx)
 	free()
+	a.vouch(actx)
+	defer a.vouched()
 	settled := w.settle(ctx, j, a, failed)
 	a.analysisTime(actx, ctx, failed)
 	if a.c != nil {

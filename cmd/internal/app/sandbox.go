@@ -46,6 +46,10 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 		return err
 	}
 	fl := c.Fleet(id, b, log)
+	key, err := signingKey(c.Data)
+	if err != nil {
+		return err
+	}
 	queue, err := b.Queue(ctx, image.Arches())
 	if err != nil {
 		return err
@@ -53,7 +57,8 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 	host, _ := os.Hostname()
 	w := sandboxd.NewWorker(logAdapter{b}, c.store(b), jobsAdapter{b, queue}, endingsAdapter{b}, fl, sandboxd.Options{
 		ID: id, Host: host, Version: Version, Dir: filepath.Join(c.Data, "run"), Parallel: c.Parallel, Slog: log,
-		InstallHooks: installHooks, Describe: fl.Describe, Reap: fl.Reap,
+		InstallHooks: installHooks, Signer: func(tenant, analysis string) sandboxd.Signer { return b.NewSigner(key, tenant, analysis) },
+		Describe: fl.Describe, Reap: fl.Reap,
 	})
 	ready()
 	return w.Run(ctx)
