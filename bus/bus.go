@@ -25,8 +25,9 @@ type Bus struct {
 	encoder *zstd.Encoder // for any number of frames at a time
 	frames  sync.Pool     // of *[frameSize]byte
 
-	mu   sync.Mutex
-	lost time.Time // when the connection was lost; zero while there is one
+	mu        sync.Mutex
+	lost      time.Time                     // when the connection was lost; zero while there is one
+	consumers map[string]jetstream.Consumer // that have been looked up, by stream and name
 
 	absentGrace time.Duration
 	holds       *holds
@@ -106,6 +107,37 @@ func (b *Bus) Away() time.Duration {
 		return 0
 	}
 	return time.Since(b.lost)
+}
+
+// consumer looks a consumer up, once.
+func (b *Bus) consumer(ctx context.Context, stream, name string) (jetstream.Consumer, error) {
+	b.mu.Lock()
+	cons, ok := b.consumers[stream+"/"+name]
+	b.mu.Unlock()
+	if ok {
+		return cons, nil
+	}
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		cons, err = b.js.Consumer(ctx, stream, name)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.consumers == nil {
+		b.consumers = map[string]jetstream.Consumer{}
+	}
+	b.consumers[stream+"/"+name] = cons
+	return cons, nil
+}
+
+// forget has the next caller look a consumer up again.
+func (b *Bus) forget(stream, name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.consumers, stream+"/"+name)
 }
 
 // JetStream is the connection's own, for tools that look at what lies there.

@@ -33,13 +33,14 @@ type Clerk struct {
 	b     *Bus
 	log   *slog.Logger
 	group *group
-	heavy chan struct{} // one element per task that moves bytes
-	known sync.Map      // analyzers that have been registered once
+	heavy chan struct{}      // one element per task that moves bytes
+	known sync.Map           // analyzers that have been registered once
+	step  func(string) error // of tests: called between two steps; an error is a crash there
 }
 
 // NewClerk returns a clerk that logs to log.
 func NewClerk(b *Bus, log *slog.Logger) *Clerk {
-	return &Clerk{b: b, log: log, group: newGroup(b), heavy: make(chan struct{}, clerkHeavy)}
+	return &Clerk{b: b, log: log, group: newGroup(b), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil }}
 }
 
 // Run works until ctx is done.
@@ -77,6 +78,9 @@ func (c *Clerk) handle(ctx context.Context, m jetstream.Msg) {
 	}
 	err = c.commit(ctx, f, at, deliveries(m) > 1)
 	var refused errRefused
+	if errors.Is(err, errDied) {
+		return
+	}
 	if errors.As(err, &refused) {
 		c.refused(ctx, m, f, at, err)
 		return
@@ -86,6 +90,9 @@ func (c *Clerk) handle(ctx context.Context, m jetstream.Msg) {
 			c.log.Error("commit a finished task", "analyzer", f.Task.Analyzer, "analysis", f.Task.Analysis, "error", err)
 		}
 		_ = m.NakWithDelay(time.Second)
+		return
+	}
+	if c.step("acknowledge") != nil {
 		return
 	}
 	if err := m.Ack(); err != nil {
@@ -156,8 +163,14 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 	if err != nil {
 		return err
 	}
+	if c.step("amend") != nil {
+		return errDied
+	}
 	return c.amend(ctx, f.Task, seq)
 }
+
+// errDied stands for a crash of the clerk in tests.
+var errDied = errors.New("the clerk has died")
 
 // refusedBefore returns why a clerk has refused a finished task and died before
 // it was buried.
@@ -190,6 +203,9 @@ func (c *Clerk) refused(ctx context.Context, m jetstream.Msg, f schemas.Finished
 	c.log.Warn("finished task refused", "analyzer", f.Task.Analyzer, "analysis", f.Task.Analysis, "error", why)
 	if err := c.commitRefusal(ctx, f, at, why); err != nil {
 		_ = m.NakWithDelay(5 * time.Second)
+		return
+	}
+	if c.step("bury") != nil {
 		return
 	}
 	c.b.bury(streamInbox, "clerk", m, why)

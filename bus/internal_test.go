@@ -13,3 +13,6 @@ func (x *Archiver) SetLate(d time.Duration) { x.late = d }
 // SetAbsentGrace changes for how long a wait waits for an analyzer of which
 // nothing is heard.
 func (b *Bus) SetAbsentGrace(d time.Duration) { b.absentGrace = d }
+
+// OnStep calls f between two steps of a clerk; an error of f is a crash there.
+func (c *Clerk) OnStep(f func(step string) error) { c.step = f }

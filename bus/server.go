@@ -36,17 +36,24 @@ type Address struct {
 // 127.0.0.1.
 type ServerOptions struct {
 	Listen string // host:port; the host must be a loopback address
-	Log    *slog.Logger
+	// Sync is how often what was written is brought to the disk; 0 is before it
+	// is acknowledged. With anything else a power cut, not a crash, loses that
+	// much of what was acknowledged.
+	Sync time.Duration
+	Log  *slog.Logger
 }
 
-// A Server is an embedded nats-server with its data in one directory. Every
-// write is on the disk before it is acknowledged.
+// A Server is an embedded nats-server with its data in one directory. Unless
+// [ServerOptions] say otherwise every write is on the disk before it is
+// acknowledged.
 type Server struct {
 	ns     *server.Server
 	lock   *os.File
 	dir    string
 	addr   Address
 	failed chan error
+	synced chan struct{} // closed when nothing calls syncfs any more
+	quit   func()        // ends that
 }
 
 func addressFile(dir string) string { return filepath.Join(dir, "nats.json") }
@@ -125,7 +132,7 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 		ServerName: "petri", Host: host, Port: port,
 		NoSigs: true, DisableJetStreamBanner: true,
 		MaxPayload: MaxPayload + 64<<10, // and headers
-		JetStream:  true, StoreDir: dir, SyncAlways: true,
+		JetStream:  true, StoreDir: dir, SyncAlways: o.Sync == 0, SyncInterval: o.Sync,
 		// Each stream has its own bound; a common one would only count what
 		// they reserve.
 		JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 256 << 20,
@@ -146,7 +153,13 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
 	}
-	s := &Server{ns: ns, dir: dir, failed: failed, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()}}
+	s := &Server{
+		ns: ns, dir: dir, failed: failed, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()},
+		synced: make(chan struct{}),
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.quit = cancel
+	go s.syncAll(ctx, o.Sync, o.Log)
 	return s, nil
 }
 
@@ -236,6 +249,27 @@ func (s *Server) SyncAssets() error {
 	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
 
+// syncAll makes the definitions of what is made later durable too. Without an
+// interval nats-server does that itself.
+func (s *Server) syncAll(ctx context.Context, every time.Duration, log *slog.Logger) {
+	defer close(s.synced)
+	if every == 0 {
+		return
+	}
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if err := s.SyncAssets(); err != nil {
+				log.Error("bring the log to the disk", "error", err)
+			}
+		}
+	}
+}
+
 // Close stops the server and gives the directory free.
 func (s *Server) Close() {
 	_ = os.Remove(addressFile(s.dir))
@@ -251,6 +285,8 @@ func (s *Server) Kill() {
 }
 
 func (s *Server) stop() {
+	s.quit()
+	<-s.synced
 	s.ns.Shutdown()
 	s.ns.WaitForShutdown()
 }

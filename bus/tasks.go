@@ -41,34 +41,57 @@ func (t *Task) Retry(after time.Duration) error { return t.msg.NakWithDelay(afte
 // log has already is not given out. Nothing is fetched ahead: what waits in a
 // client is given to somebody else when its time is up.
 func (b *Bus) NextTask(ctx context.Context, analyzer string) (*Task, error) {
+	tasks, err := b.NextTasks(ctx, analyzer, 1)
+	if err != nil {
+		return nil, err
+	}
+	return tasks[0], nil
+}
+
+// NextTasks is NextTask for whoever can work on several tasks at once: it waits
+// for one and returns at most n, those that are there.
+func (b *Bus) NextTasks(ctx context.Context, analyzer string, n int) ([]*Task, error) {
 	if err := schemas.CheckAnalyzer(analyzer); err != nil {
 		return nil, err
 	}
-	var cons jetstream.Consumer
-	err := retry(ctx, func(ctx context.Context) (err error) {
-		cons, err = b.js.Consumer(ctx, streamLog, liveConsumerName(analyzer))
-		return err
-	})
+	cons, err := b.consumer(ctx, streamLog, liveConsumerName(analyzer))
 	if err != nil {
 		return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
 	}
-	for {
-		batch, err := cons.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(2*time.Second))
-		if err != nil {
-			return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
-		}
-		for m := range batch.Messages() {
-			if t := b.task(ctx, analyzer, m); t != nil {
-				return t, nil
-			}
+	for there := n > 1; ; there = false { // at first only what is there
+		tasks, err := b.fetchTasks(ctx, cons, analyzer, n, there)
+		if len(tasks) > 0 {
+			return tasks, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
+		if err != nil && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
+			b.forget(streamLog, liveConsumerName(analyzer)) // it may have been made anew
 			return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
 		}
 	}
+}
+
+// fetchTasks asks for tasks once: for those that are there, or for one to come.
+func (b *Bus) fetchTasks(ctx context.Context, cons jetstream.Consumer, analyzer string, n int, there bool) ([]*Task, error) {
+	var batch jetstream.MessageBatch
+	var err error
+	if there {
+		batch, err = cons.FetchNoWait(n)
+	} else {
+		batch, err = cons.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(2*time.Second))
+	}
+	if err != nil {
+		return nil, err
+	}
+	var tasks []*Task
+	for m := range batch.Messages() {
+		if t := b.task(ctx, analyzer, m); t != nil {
+			tasks = append(tasks, t)
+		}
+	}
+	return tasks, batch.Error()
 }
 
 // task reads a message as a task. nil means that there is nothing to do.
@@ -93,9 +116,13 @@ func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task 
 		b.bury(streamLog, liveConsumerName(analyzer), m, err)
 		return nil
 	}
-	if _, err := b.lastMsg(ctx, receiptSubject(t.Ref)); err == nil {
-		_ = m.Ack() // another occurrence of the same bytes, or a repetition
-		return nil
+	// Only another occurrence of the same bytes, or a repetition, may have been
+	// answered; and if a first one has, the clerk's guard bears a second answer.
+	if t.Attempt > 1 || t.Artifact != nil && t.Artifact.Occurrence > 0 {
+		if _, err := b.lastMsg(ctx, receiptSubject(t.Ref)); err == nil {
+			_ = m.Ack()
+			return nil
+		}
 	}
 	if t.Ref.SHA256 == nil && !b.ready(ctx, t) {
 		return nil

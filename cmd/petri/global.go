@@ -57,6 +57,36 @@ func (g *global) archiveFlag(f *pflag.FlagSet) {
 	f.Var((*age)(&g.cfg.ArchiveAfter), "archive-after", "move ended analyses in which nothing happened for so long from the log to the archive, such as 12h or 30d; 0: never")
 }
 
+// syncFlag says when the embedded server's data is on the disk. Only what starts
+// a bus has it.
+func (g *global) syncFlag(f *pflag.FlagSet) {
+	f.Var((*interval)(&g.cfg.Sync), "sync", "when what is acknowledged is on the disk: always, or at least every so often, such as 1s: faster, and a power cut loses that much")
+}
+
+// interval is a flag of a duration that may be "always".
+type interval time.Duration
+
+func (i *interval) String() string {
+	if *i == 0 {
+		return "always"
+	}
+	return time.Duration(*i).String()
+}
+
+func (i *interval) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	switch {
+	case s == "always" || err == nil && d == 0:
+		d = 0
+	case err != nil || d < 100*time.Millisecond || d > time.Minute:
+		return fmt.Errorf("%q is neither always nor a duration from 100ms to 1m", s)
+	}
+	*i = interval(d)
+	return nil
+}
+
+func (*interval) Type() string { return "interval" }
+
 // age is a flag of a duration that may count days.
 type age time.Duration
 
@@ -189,5 +219,6 @@ func daemonCommand(g *global) *cobra.Command {
 		},
 	}
 	g.archiveFlag(c.Flags())
+	g.syncFlag(c.Flags())
 	return c
 }

@@ -19,7 +19,8 @@ func upCommand(g *global) *cobra.Command {
 		Short: "Run Petri until it is interrupted: the bus, a sandbox, the analyzers and the reporter",
 		Example: `  petri up
   petri up --parallel 4 --listen 127.0.0.1:4222
-  petri up --archive-after 7d`,
+  petri up --archive-after 7d
+  petri up --sync 1s`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := g.config()
@@ -44,6 +45,7 @@ func upCommand(g *global) *cobra.Command {
 		},
 	}
 	g.archiveFlag(c.Flags())
+	g.syncFlag(c.Flags())
 	return c
 }
 

@@ -24,12 +24,13 @@ const Version = "0.1.0"
 
 // Config is what all programs agree on.
 type Config struct {
-	Data   string // directory of the server's data, the sandbox and the credentials
-	Cache  string // directory of guests' images; may be thrown away
-	NATS   string // URL of a server of the user's own; empty: the embedded one
-	Listen string // address of the embedded server; empty: a free port
-	Accel  string // auto, kvm or tcg
-	Guestd string // directory of the guest agents; empty: beside this program
+	Data   string        // directory of the server's data, the sandbox and the credentials
+	Cache  string        // directory of guests' images; may be thrown away
+	NATS   string        // URL of a server of the user's own; empty: the embedded one
+	Listen string        // address of the embedded server; empty: a free port
+	Sync   time.Duration // how often the embedded server writes to the disk; 0: always
+	Accel  string        // auto, kvm or tcg
+	Guestd string        // directory of the guest agents; empty: beside this program
 
 	Parallel int   // analyses at once
 	Memory   int64 // of a guest, bytes

@@ -70,7 +70,7 @@ func openBus(ctx context.Context, c Config, log *slog.Logger) (*bus.Bus, assets,
 		}
 		return b, assets{}, b.Close, nil
 	}
-	s, err := bus.StartServer(c.Data, bus.ServerOptions{Listen: c.Listen, Log: log})
+	s, err := bus.StartServer(c.Data, bus.ServerOptions{Listen: c.Listen, Sync: c.Sync, Log: log})
 	if err != nil {
 		return nil, assets{}, nil, err
 	}
