@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -33,7 +34,8 @@ const (
 // archived is an analysis' entry as it is in the archive now.
 type archived struct {
 	schemas.ArchiveEntry
-	revision uint64 // 0: there is none
+	revision uint64    // 0: there is none
+	written  time.Time // by the server's clock
 }
 
 func archiveKey(tenant, analysis string) string { return tenant + "." + analysis }
@@ -51,7 +53,7 @@ func (b *Bus) archived(ctx context.Context, tenant, analysis string) (archived, 
 	if len(m.Data) == 0 { // the mark of a deletion
 		return archived{}, nil
 	}
-	a := archived{revision: m.Sequence}
+	a := archived{revision: m.Sequence, written: m.Time}
 	if err := json.Unmarshal(m.Data, &a.ArchiveEntry); err != nil {
 		return archived{}, fmt.Errorf("look into the archive: the entry of %s: %w", analysis, err)
 	}

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -198,6 +197,11 @@ func (x *Archiver) move(ctx context.Context, tenant, analysis string, quiet time
 	if err := x.step("entered"); err != nil {
 		return false, err
 	}
+	if dead, err := x.b.tombstone(ctx, tenant, analysis); err != nil {
+		return false, err
+	} else if dead != nil { // meanwhile: nobody else may know of this entry
+		return true, x.b.erase(ctx, dead)
+	}
 	return true, x.purge(ctx, tenant, analysis, last.Sequence)
 }
 
@@ -205,7 +209,7 @@ func (x *Archiver) move(ctx context.Context, tenant, analysis string, quiet time
 // something to do with what the log has of an analysis.
 func (x *Archiver) settled(ctx context.Context, tenant, analysis string, old archived, last uint64) error {
 	if old.revision == 0 {
-		if ended, err := x.ended(ctx, tenant, analysis); err != nil {
+		if ended, err := x.b.ended(ctx, tenant, analysis); err != nil {
 			return err
 		} else if !ended {
 			return notYet("it has not ended")
@@ -233,9 +237,10 @@ func (x *Archiver) settled(ctx context.Context, tenant, analysis string, old arc
 	return nil
 }
 
-func (x *Archiver) ended(ctx context.Context, tenant, analysis string) (bool, error) {
+// ended reports whether the log has an analysis' ending.
+func (b *Bus) ended(ctx context.Context, tenant, analysis string) (bool, error) {
 	for _, name := range []string{schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled} {
-		_, err := x.b.lastMsg(ctx, contextSubject(tenant, analysis, name))
+		_, err := b.lastMsg(ctx, contextSubject(tenant, analysis, name))
 		if err == nil {
 			return true, nil
 		}
@@ -437,12 +442,9 @@ func (x *Archiver) sweep(ctx context.Context) error {
 			return fmt.Errorf("remove a file of the archive: %w", err)
 		}
 		var o jetstream.ObjectInfo
-		if _, err := x.b.lookupIn(ctx, store.stream(), lookup{Last: subject}); errors.Is(err, ErrNotFound) && json.Unmarshal(m.Data, &o) == nil && strings.Trim(o.NUID, tokenLetters) == "" {
+		if _, err := x.b.lookupIn(ctx, store.stream(), lookup{Last: subject}); errors.Is(err, ErrNotFound) && json.Unmarshal(m.Data, &o) == nil && validNUID(o.NUID) {
 			store.discard(o.NUID)
 		}
 	}
 	return nil
 }
-
-// tokenLetters are those of a chunk's token.
-const tokenLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"

@@ -24,6 +24,7 @@ type Bus struct {
 
 	encoder *zstd.Encoder // for any number of frames at a time
 	frames  sync.Pool     // of *[frameSize]byte
+	now     func() time.Time
 
 	mu        sync.Mutex
 	lost      time.Time                     // when the connection was lost; zero while there is one
@@ -39,7 +40,7 @@ func Connect(ctx context.Context, a Address, name string) (*Bus, error) {
 }
 
 func connect(ctx context.Context, a Address, name string, in *server.Server) (*Bus, error) {
-	b := &Bus{absentGrace: absentGrace, holds: newHolds(), encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}}
+	b := &Bus{absentGrace: absentGrace, holds: newHolds(), encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}, now: time.Now}
 	opts := []nats.Option{
 		nats.Name("petri " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),

@@ -74,7 +74,7 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 			if there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, start); there || err != nil {
 				return nil, errors.Join(err, c.unanswered(ctx, t))
 			}
-			return nil, refuse("analysis %s has not come to its analyzers", t.Analysis)
+			return nil, c.gone(ctx, t, refuse("analysis %s has not come to its analyzers", t.Analysis))
 		}
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 	if errors.Is(err, ErrNotFound) {
 		a, err := c.b.archivedArtifact(ctx, t.Tenant, t.Analysis, t.Kind, *t.SHA256)
 		if errors.Is(err, ErrNotFound) {
-			return nil, refuse("analysis %s has announced no %s %s", t.Analysis, t.Kind, t.SHA256)
+			return nil, c.gone(ctx, t, refuse("analysis %s has announced no %s %s", t.Analysis, t.Kind, t.SHA256))
 		}
 		if err == nil {
 			err = c.unanswered(ctx, t)
@@ -101,6 +101,19 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 		err = c.unanswered(ctx, t)
 	}
 	return a, err
+}
+
+// gone returns a [DeletedError] if there is no such task because its analysis was
+// deleted, and why otherwise.
+func (c *Clerk) gone(ctx context.Context, t schemas.TaskRef, why error) error {
+	dead, err := c.b.tombstone(ctx, t.Tenant, t.Analysis)
+	if err != nil {
+		return err
+	}
+	if dead != nil {
+		return dead
+	}
+	return why
 }
 
 // registered checks that the log has heard of an analyzer. One that has
@@ -178,7 +191,9 @@ func (c *Clerk) adopt(ctx context.Context, analyzer string, kind schemas.Kind, d
 		if o.Size != size {
 			return refuse("%s %s has %d bytes, not %d", kind, d, o.Size, size)
 		}
-		return art.touch(ctx, o)
+		if err := art.touch(ctx, o); !errors.Is(err, ErrNotFound) {
+			return err
+		}
 	}
 	r, o, err := c.b.uploads(analyzer).Open(ctx, d)
 	if errors.Is(err, ErrNotFound) {

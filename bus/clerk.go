@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -36,7 +37,12 @@ type Clerk struct {
 	heavy chan struct{}      // one element per task that moves bytes
 	known sync.Map           // analyzers that have been registered once
 	step  func(string) error // of tests: called between two steps; an error is a crash there
+
+	orphans atomic.Uint64 // answers about deleted analyses
 }
+
+// Orphans counts the answers that came after their analysis had been deleted.
+func (c *Clerk) Orphans() uint64 { return c.orphans.Load() }
 
 // NewClerk returns a clerk that logs to log.
 func NewClerk(b *Bus, log *slog.Logger) *Clerk {
@@ -84,6 +90,11 @@ func (c *Clerk) handle(ctx context.Context, m jetstream.Msg) {
 	if errors.As(err, &refused) {
 		c.refused(ctx, m, f, at, err)
 		return
+	}
+	var dead *DeletedError
+	if errors.As(err, &dead) { // an answer that nobody waits for any more
+		c.log.Info("finished task of a deleted analysis", "analyzer", f.Task.Analyzer, "analysis", f.Task.Analysis, "dropped", c.orphans.Add(1))
+		err = nil
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -220,7 +231,8 @@ const refusal = "refused by the clerk: "
 func (c *Clerk) commitRefusal(ctx context.Context, f schemas.FinishedTask, at time.Time, why error) error {
 	if _, err := c.open(ctx, f.Task); err != nil {
 		var refused errRefused
-		if errors.As(err, &refused) || errors.Is(err, errAnswered) {
+		var dead *DeletedError
+		if errors.As(err, &refused) || errors.Is(err, errAnswered) || errors.As(err, &dead) {
 			return nil
 		}
 		return err

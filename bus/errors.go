@@ -20,6 +20,8 @@ var (
 	ErrTooLarge = errors.New("artifact is too large")
 	// ErrBusy says that the queue of jobs is full.
 	ErrBusy = errors.New("the job queue is full, retry later")
+	// ErrRunning says that an analysis has not ended.
+	ErrRunning = errors.New("the analysis has not ended")
 	// ErrInUse says that a data directory has a server already.
 	ErrInUse = errors.New("the data directory is in use")
 )

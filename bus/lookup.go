@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -91,4 +93,44 @@ func (b *Bus) anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamM
 		}
 	}
 	return b.lastMsg(ctx, subject)
+}
+
+// subjects calls fn with every subject of a stream that matches a filter, and
+// how many messages it has, in order. It takes constant memory here; the server
+// gives them in pages.
+func (b *Bus) subjects(ctx context.Context, stream, filter string, fn func(subject string, messages uint64) error) error {
+	for offset := 0; ; {
+		req, err := json.Marshal(map[string]any{"subjects_filter": filter, "offset": offset})
+		if err != nil {
+			return err
+		}
+		var reply struct {
+			Error *jetstream.APIError `json:"error"`
+			Total int                 `json:"total"`
+			State struct {
+				Subjects map[string]uint64 `json:"subjects"`
+			} `json:"state"`
+		}
+		page, cancel := context.WithTimeout(ctx, time.Minute) // a server may have millions to sort
+		m, err := b.nc.RequestWithContext(page, jetstream.DefaultAPIPrefix+"STREAM.INFO."+stream, req)
+		cancel()
+		if err == nil {
+			err = json.Unmarshal(m.Data, &reply)
+		}
+		if err == nil && reply.Error != nil {
+			err = reply.Error
+		}
+		if err != nil {
+			return fmt.Errorf("list the subjects of %s: %w", stream, err)
+		}
+		for _, s := range slices.Sorted(maps.Keys(reply.State.Subjects)) {
+			if err := fn(s, reply.State.Subjects[s]); err != nil {
+				return err
+			}
+		}
+		offset += len(reply.State.Subjects)
+		if len(reply.State.Subjects) == 0 || offset >= reply.Total {
+			return nil
+		}
+	}
 }

@@ -61,6 +61,9 @@ func (r *reading) run(ctx context.Context) error {
 		if err == nil {
 			err = r.readLog(ctx)
 		}
+		if err == nil && r.passed == 0 && r.archive.revision == 0 {
+			return r.deleted(ctx)
+		}
 		if errors.Is(err, ErrStop) {
 			return nil
 		}
@@ -68,6 +71,16 @@ func (r *reading) run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// deleted returns a [DeletedError] if the analysis, of which nothing is there,
+// was deleted.
+func (r *reading) deleted(ctx context.Context) error {
+	dead, err := r.b.tombstone(ctx, r.tenant, r.analysis)
+	if dead != nil {
+		return dead
+	}
+	return err
 }
 
 // give passes an event on, unless it lies outside of what is wanted.
@@ -127,6 +140,11 @@ func (r *reading) unmoved(ctx context.Context) error {
 func (r *reading) readLog(ctx context.Context) error {
 	start := max(r.archive.Last, r.last) + 1
 	end := r.to
+	if r.follow && start == 1 {
+		if err := r.deleted(ctx); err != nil {
+			return err
+		}
+	}
 	if !r.follow {
 		last, err := r.b.lastMsg(ctx, r.subject())
 		if err != nil && !errors.Is(err, ErrNotFound) {

@@ -51,7 +51,7 @@ func (b *Bus) Project(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("follow the log: %w", err)
 	}
 	err = consume(ctx, cons, func(m jetstream.Msg) {
-		if err := project(ctx, kv, m); err != nil {
+		if err := b.project(ctx, kv, m); err != nil {
 			if ctx.Err() == nil {
 				log.Error("project an event", "subject", m.Subject(), "error", err)
 			}
@@ -63,7 +63,7 @@ func (b *Bus) Project(ctx context.Context, log *slog.Logger) error {
 	return fmt.Errorf("follow the log: %w", err)
 }
 
-func project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error {
+func (b *Bus) project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error {
 	tenant, analysis, _, _, ok := analysisOf(m.Subject())
 	if !ok {
 		return nil
@@ -75,10 +75,14 @@ func project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error 
 	key := tenant + "." + analysis
 	s := Summary{Tenant: tenant, Analysis: analysis}
 	entry, err := kv.Get(ctx, key)
+	fresh := errors.Is(err, jetstream.ErrKeyNotFound)
 	if err == nil {
 		err = json.Unmarshal(entry.Value(), &s)
-	} else if errors.Is(err, jetstream.ErrKeyNotFound) {
-		err = nil
+	} else if fresh { // the first event, or a late one of a deleted analysis
+		var dead *DeletedError
+		if dead, err = b.tombstone(ctx, tenant, analysis); dead != nil {
+			return nil
+		}
 	}
 	if err != nil {
 		return err
@@ -88,7 +92,12 @@ func project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Msg) error 
 	if err != nil {
 		return err
 	}
-	_, err = kv.Put(ctx, key, body)
+	// A summary that was removed meanwhile is not written again.
+	if fresh {
+		_, err = kv.Create(ctx, key, body)
+	} else {
+		_, err = kv.Update(ctx, key, body, entry.Revision())
+	}
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 	"hash"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -45,6 +46,7 @@ type Object struct {
 	Size   int64 // uncompressed bytes
 	Stored int64 // bytes in the stream
 	meta   jetstream.ObjectInfo
+	seq    uint64 // of the meta record
 }
 
 // Caps bound what one artifact of a kind may have, in uncompressed bytes.
@@ -97,11 +99,12 @@ func (s *Store) Stat(ctx context.Context, d schemas.Digest) (Object, error) {
 	if err != nil {
 		return Object{}, fmt.Errorf("look up artifact %s: %w", d, err)
 	}
-	return s.object(d, m.Data)
+	return s.object(d, m.Sequence, m.Data)
 }
 
-func (s *Store) object(d schemas.Digest, meta []byte) (Object, error) {
-	o := Object{SHA256: d}
+// object reads the meta record that lies at seq.
+func (s *Store) object(d schemas.Digest, seq uint64, meta []byte) (Object, error) {
+	o := Object{SHA256: d, seq: seq}
 	if err := json.Unmarshal(meta, &o.meta); err != nil {
 		return Object{}, fmt.Errorf("artifact %s: %w: meta record: %v", d, ErrCorrupt, err)
 	}
@@ -142,7 +145,7 @@ func (s *Store) Put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 }
 
 func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schemas.Digest, int64, error) {
-	u := &upload{s: s, id: nuid.Next(), raw: sha256.New(), stored: sha256.New()}
+	u := &upload{s: s, id: nuid.Next(), begun: s.b.now(), raw: sha256.New(), stored: sha256.New()}
 	limit := s.caps.of(kind)
 	first := s.b.frames.Get().(*[frameSize]byte)
 	defer s.b.frames.Put(first)
@@ -154,9 +157,9 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 		// Most of what there is fits into one frame. If the store has it
 		// already nothing need be written.
 		d := schemas.Sum(first[:n])
-		have, serr := s.Stat(ctx, d)
+		serr := s.Keep(ctx, d)
 		if serr == nil {
-			return d, int64(n), s.touch(ctx, have)
+			return d, int64(n), nil
 		}
 		if !errors.Is(serr, ErrNotFound) {
 			return schemas.Digest{}, 0, serr
@@ -171,6 +174,7 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 		}
 		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
 	}
+	var mine bool
 	d := schemas.Digest(u.raw.Sum(nil))
 	o := jetstream.ObjectInfo{
 		ObjectMeta: jetstream.ObjectMeta{
@@ -178,30 +182,57 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 			Metadata: map[string]string{"kind": string(kind), "encoding": "zstd", "frame": strconv.Itoa(frameSize), "raw_size": strconv.FormatInt(u.size, 10)},
 			Opts:     &jetstream.ObjectMetaOptions{ChunkSize: frameSize},
 		},
-		Bucket: s.bucket, NUID: u.id, Size: uint64(u.written), Chunks: uint32(u.chunks), ModTime: time.Now().UTC(),
+		Bucket: s.bucket, NUID: u.id, Size: uint64(u.written), Chunks: uint32(u.chunks), ModTime: s.b.now().UTC(),
 		Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(u.stored.Sum(nil)),
 	}
-	err = s.putMeta(ctx, o, jetstream.WithExpectLastSequencePerSubject(0))
-	if hasCode(err, codeWrongLastSequence) { // the store has the same bytes
-		have, serr := s.Stat(ctx, d)
-		if serr == nil && have.meta.NUID == u.id { // because an acknowledgement was lost
-			return d, u.size, nil
-		}
-		s.discard(u.id)
-		if serr == nil {
-			serr = s.touch(ctx, have)
-		}
-		return d, u.size, serr
+	if s.b.now().Sub(u.begun) > maxUpload {
+		err = fmt.Errorf("the upload took more than %s: its first chunks may be gone", maxUpload)
+	} else if mine, err = s.enter(ctx, d, o); err == nil && mine {
+		return d, u.size, nil
 	}
+	s.discard(u.id)
 	if err != nil {
-		s.discard(u.id)
 		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
 	}
 	return d, u.size, nil
 }
 
-// putMeta writes an object's meta record in the place of the one before.
-func (s *Store) putMeta(ctx context.Context, o jetstream.ObjectInfo, opts ...jetstream.PublishOpt) error {
+// enter writes the meta record of chunks that have been uploaded. It reports
+// false if the store has the same bytes already; then they are young again.
+func (s *Store) enter(ctx context.Context, d schemas.Digest, o jetstream.ObjectInfo) (mine bool, err error) {
+	for expect := uint64(0); ; {
+		err := s.putMeta(ctx, o, expect)
+		if !hasCode(err, codeWrongLastSequence) {
+			return err == nil, err
+		}
+		m, err := s.b.lookupIn(ctx, s.stream(), lookup{Last: s.metaSubject(o.Name)})
+		if errors.Is(err, ErrNotFound) { // the mark of a deletion was there, and is no longer
+			expect = 0
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		have, err := s.object(d, m.Sequence, m.Data)
+		switch {
+		case errors.Is(err, ErrNotFound): // the mark of a deletion
+			expect = m.Sequence
+			continue
+		case err != nil:
+			return false, err
+		case have.meta.NUID == o.NUID: // an acknowledgement was lost
+			return true, nil
+		}
+		if err := s.touch(ctx, have); !errors.Is(err, ErrNotFound) {
+			return false, err
+		}
+		// It was collected meanwhile.
+	}
+}
+
+// putMeta writes an object's meta record in the place of the one at a sequence;
+// 0 is none.
+func (s *Store) putMeta(ctx context.Context, o jetstream.ObjectInfo, expect uint64) error {
 	body, err := json.Marshal(o)
 	if err != nil {
 		return err
@@ -209,20 +240,104 @@ func (s *Store) putMeta(ctx context.Context, o jetstream.ObjectInfo, opts ...jet
 	return retry(ctx, func(ctx context.Context) error {
 		_, err := s.b.js.PublishMsg(ctx, &nats.Msg{Subject: s.metaSubject(o.Name), Data: body,
 			Header: nats.Header{jetstream.MsgRollup: []string{jetstream.MsgRollupSubject}}},
-			append([]jetstream.PublishOpt{jetstream.WithRetryAttempts(0)}, opts...)...)
+			jetstream.WithRetryAttempts(0), jetstream.WithExpectLastSequencePerSubject(expect))
 		return err
 	})
 }
 
+// What makes an object safe from the collector: an object is as old as its meta
+// record says, every put and every announcement of it makes it young, and what
+// is not announced is left alone until it is gcAge old.
+const (
+	freshFor  = time.Hour      // so young an object need not be made younger
+	gcAge     = 24 * time.Hour // of what may be collected
+	maxUpload = 12 * time.Hour // from the first chunk to the meta record
+)
+
+// Keep makes an object young again, for whoever is about to announce what the
+// store has already. If the store does not have it, or not any more, the error
+// wraps [ErrNotFound]: it must be put again.
+func (s *Store) Keep(ctx context.Context, d schemas.Digest) error {
+	o, err := s.Stat(ctx, d)
+	if err != nil {
+		return err
+	}
+	return s.touch(ctx, o)
+}
+
 // touch makes an object young again, so that a collector that looks for what
 // nobody refers to leaves it alone. An object that is young is left as it is.
+// One that was collected since it was looked up is not made again: the error
+// wraps [ErrNotFound].
 func (s *Store) touch(ctx context.Context, o Object) error {
-	if time.Since(o.meta.ModTime) < time.Hour {
-		return nil
+	for {
+		now := s.b.now()
+		if now.Sub(o.meta.ModTime) < freshFor {
+			return nil
+		}
+		o.meta.ModTime = now.UTC()
+		err := s.putMeta(ctx, o.meta, o.seq)
+		if !hasCode(err, codeWrongLastSequence) {
+			return err
+		}
+		if o, err = s.Stat(ctx, o.SHA256); err != nil {
+			return err
+		}
 	}
-	o.meta.ModTime = time.Now().UTC()
-	return s.putMeta(ctx, o.meta)
 }
+
+// remove deletes an object, unless its meta record is another one than o's: then
+// somebody is using it, and it reports false. Whatever it dies between, what is
+// left is found by the next collection.
+func (s *Store) remove(ctx context.Context, o Object) (bool, error) {
+	gone := o.meta
+	gone.Deleted, gone.Size, gone.Chunks, gone.Digest, gone.ModTime = true, 0, 0, "", s.b.now().UTC()
+	err := s.putMeta(ctx, gone, o.seq)
+	if err != nil && !hasCode(err, codeWrongLastSequence) {
+		return false, fmt.Errorf("remove artifact %s: %w", o.SHA256, err)
+	}
+	m, err := s.b.lookupIn(ctx, s.stream(), lookup{Last: s.metaSubject(o.meta.Name)})
+	if errors.Is(err, ErrNotFound) {
+		return true, nil // somebody else has removed it
+	}
+	if err != nil {
+		return false, fmt.Errorf("remove artifact %s: %w", o.SHA256, err)
+	}
+	var now jetstream.ObjectInfo
+	if json.Unmarshal(m.Data, &now) != nil || !now.Deleted || now.NUID != o.meta.NUID {
+		return false, nil
+	}
+	return true, s.finishRemoval(ctx, now, m.Sequence)
+}
+
+// finishRemoval takes away the chunks of an object with the mark of a deletion
+// at a sequence, and then the mark.
+func (s *Store) finishRemoval(ctx context.Context, o jetstream.ObjectInfo, mark uint64) error {
+	st, err := s.b.js.Stream(ctx, s.stream())
+	if err != nil {
+		return err
+	}
+	if validNUID(o.NUID) {
+		err = retry(ctx, func(ctx context.Context) error {
+			return st.Purge(ctx, jetstream.WithPurgeSubject(s.chunkSubject(o.NUID)))
+		})
+	}
+	if err == nil {
+		err = retry(ctx, func(ctx context.Context) error {
+			return st.Purge(ctx, jetstream.WithPurgeSubject(s.metaSubject(o.Name)), jetstream.WithPurgeSequence(mark+1))
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("remove artifact %.80q: %w", o.Name, err)
+	}
+	return nil
+}
+
+// validNUID reports whether s may be a token of a subject that is purged.
+func validNUID(s string) bool { return s != "" && strings.Trim(s, tokenLetters) == "" }
+
+// tokenLetters are those of a chunk's token.
+const tokenLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 // discard drops the chunks of an upload that came to nothing.
 func (s *Store) discard(id string) {
@@ -239,6 +354,7 @@ func (s *Store) discard(id string) {
 type upload struct {
 	s           *Store
 	id          string
+	begun       time.Time
 	raw, stored hash.Hash
 	size        int64
 	written     int64

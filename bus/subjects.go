@@ -17,6 +17,7 @@ const (
 	livePrefix = "live."
 	registry   = "petri._registry."
 	unregistry = "petri._unregistry."
+	tombstones = "petri._tombstone."
 )
 
 // AnalysisSubject matches everything in the log about one analysis.
@@ -79,6 +80,8 @@ func BehaviorSubject(tenant, analysis string, b *schemas.Behavior) string {
 func LiveSubject(tenant, analysis string) string {
 	return livePrefix + logPrefix + tenant + "." + analysis + ".>"
 }
+
+func tombstoneSubject(tenant, analysis string) string { return tombstones + tenant + "." + analysis }
 
 func jobSubject(profile, priority string) string { return "job." + profile + "." + priority }
 

@@ -62,6 +62,13 @@ func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	case 1:
 		return found[0], nil
 	case 0:
+		dead, err := b.FindTombstones(ctx, tenant, s)
+		if err != nil {
+			return "", err
+		}
+		if len(dead) == 1 { // whoever asks for it is told
+			return dead[0], nil
+		}
 		return "", usagef("no analysis' id is %s or begins so (petri list shows those there are)", term.Clip(s, 40))
 	}
 	return "", usagef("%s begins %d analyses' ids: write more of it", s, len(found))

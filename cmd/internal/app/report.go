@@ -53,6 +53,10 @@ func RunReporter(ctx context.Context, c Config, log *slog.Logger, ready func()) 
 	ready()
 	return b.Endings(ctx, "reporter", func(ctx context.Context, e schemas.Event) error {
 		err := writeReport(ctx, b, e)
+		var dead *bus.DeletedError
+		if errors.As(err, &dead) {
+			return nil
+		}
 		if err != nil {
 			log.Error("write a report", "analysis", e.Analysis, "error", err)
 		}
