@@ -244,12 +244,16 @@ func (b *Bus) logRoot(ctx context.Context, tenant, analysis string) (uint64, sch
 	return tree.Size(), tree.Root(), err
 }
 
+// errStoreClosed says that the archive's store takes no more of a file.
+var errStoreClosed = errors.New("the archive's store takes no more")
+
 // writeThin writes a thin file to the archive's store: the events that fill
 // gives. The file is whole if there is no error, and in nobody's way if there is
 // one.
 func (b *Bus) writeThin(ctx context.Context, tenant, analysis string, fill func(*petrifile.Writer) error) (petrifile.Trailer, schemas.Digest, int64, error) {
 	pr, pw := io.Pipe()
 	var t petrifile.Trailer
+	var failed error // of fill, without the store's words around it
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -260,10 +264,14 @@ func (b *Bus) writeThin(ctx context.Context, tenant, analysis string, fill func(
 		if err == nil {
 			t, err = f.Close()
 		}
+		failed = err
 		pw.CloseWithError(err) // nil is the end
 	}()
 	d, size, err := b.archive().Put(ctx, kindPetri, pr)
-	pr.CloseWithError(errors.New("the archive's store takes no more")) // frees the writer
+	pr.CloseWithError(errStoreClosed) // frees the writer
 	<-done
+	if failed != nil && !errors.Is(failed, errStoreClosed) {
+		err = failed
+	}
 	return t, d, size, err
 }

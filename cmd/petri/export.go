@@ -86,7 +86,7 @@ artifacts there are segment (the pieces of a trace and a capture) and result
 			if g.json {
 				return printJSON(os.Stdout, e)
 			}
-			fmt.Fprintf(os.Stderr, "%s: %d events and %d objects, %s\n", e.Analysis, e.File.Events, e.File.Objects, term.Size(e.Size))
+			fmt.Fprintf(os.Stderr, "%s: %s and %s, %s\n", e.Analysis, amount(e.File.Events, "event"), amount(e.File.Objects, "object"), term.Size(e.Size))
 			printAbsent("left out", e.LeftOut)
 			printAbsent("missing, for the store does not have them", e.Missing)
 			return nil
@@ -122,6 +122,14 @@ func export(ctx context.Context, b *bus.Bus, id, out string, without []schemas.K
 		err = fmt.Errorf("%w (petri list shows those there are)", err)
 	}
 	return e, err
+}
+
+// amount is how many there are of something.
+func amount[N int | uint64](n N, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // counter counts what goes through it.
@@ -191,9 +199,9 @@ and the analysis shows only if all of it is right.`,
 				return printJSON(os.Stdout, im)
 			}
 			if im.Already {
-				fmt.Fprintf(os.Stderr, "%s is here already, with the same %d events; %d objects were added\n", im.Analysis, im.Trailer.Events, im.Stored)
+				fmt.Fprintf(os.Stderr, "%s is here already, with the same %s; of its objects %d were new\n", im.Analysis, amount(im.Trailer.Events, "event"), im.Stored)
 			} else {
-				fmt.Fprintf(os.Stderr, "%s: %d events and %d objects, of which %d are new here\n", im.Analysis, im.Trailer.Events, im.Trailer.Objects, im.Stored)
+				fmt.Fprintf(os.Stderr, "%s: %s and %s, of which %d new here\n", im.Analysis, amount(im.Trailer.Events, "event"), amount(im.Trailer.Objects, "object"), im.Stored)
 			}
 			printAbsent("neither in the file nor here", im.Absent)
 			fmt.Fprintln(os.Stderr, "  "+covered(*im.Coverage))
@@ -266,7 +274,7 @@ still runs, or that an analyzer or a run still owes something, stays.`,
 				return printJSON(os.Stdout, list)
 			}
 			for _, e := range list {
-				fmt.Fprintf(os.Stderr, "%s: %d events, %s\n", e.Analysis, e.Events, term.Size(e.Size))
+				fmt.Fprintf(os.Stderr, "%s: %s, %s\n", e.Analysis, amount(e.Events, "event"), term.Size(e.Size))
 			}
 			return nil
 		},

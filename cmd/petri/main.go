@@ -105,7 +105,8 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 	g.flags(root.PersistentFlags())
 	root.AddCommand(
 		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), reportCommand(g), eventsCommand(g),
-		exportCommand(g), importCommand(g), archiveCommand(g), listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), deleteCommand(g), guestCommand(g), doctorCommand(g),
+		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
+		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		daemonCommand(g), supervisorCommand(),
 	)
 	return root

@@ -187,6 +187,11 @@ func eventDetail(e schemas.Event) string {
 		if e.Decode(&r) == nil {
 			return fmt.Sprintf("%s %s: %s in %s", r.Task.Analyzer, r.Task.Kind, r.Status, r.Took)
 		}
+	case "checkpoint":
+		var c schemas.Checkpoint
+		if e.Decode(&c) == nil {
+			return fmt.Sprintf("events 1 to %d at %s, by key %s", c.Events, c.At, c.Key)
+		}
 	case "behavior":
 		var b schemas.Behavior
 		if e.Decode(&b) == nil {

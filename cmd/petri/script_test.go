@@ -33,7 +33,16 @@ func TestScript(t *testing.T) {
 			e.Setenv("PETRI_NATS", "")
 			// --data and --cache for those who are root.
 			e.Setenv("D", e.WorkDir+"/petri")
-			return nil
+			err := writeRecorded("completed", e.WorkDir+"/recorded.petri")
+			if err != nil {
+				return err
+			}
+			b, err := os.ReadFile(e.WorkDir + "/recorded.petri")
+			if err != nil {
+				return err
+			}
+			b[len(b)/2] ^= 1
+			return os.WriteFile(e.WorkDir+"/damaged.petri", b, 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 		Condition: func(cond string) (bool, error) {
