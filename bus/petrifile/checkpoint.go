@@ -23,7 +23,7 @@ func Sign(key ed25519.PrivateKey, tenant, analysis, at string, events uint64, ro
 // signedText is what a checkpoint's signature is made over. It names the
 // analysis, so that a checkpoint is worth nothing in another one.
 func signedText(tenant, analysis, at string, events uint64, root schemas.Digest) []byte {
-	return fmt.Appendf(nil, "petri checkpoint v1\n%s\n%s\n%s\n%d\n%s\n", tenant, analysis, at, events, root)
+	return fmt.Appendf(nil, "petri.checkpoint.signed.v1\n%s\n%s\n%s\n%d\n%s\n", tenant, analysis, at, events, root)
 }
 
 var errSignature = errors.New("the signature is not its key's")

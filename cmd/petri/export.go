@@ -163,10 +163,10 @@ func importCommand(g *global) *cobra.Command {
 		Short: "Take in an analysis that was exported elsewhere; - is standard input",
 		Long: `Take in an analysis that was exported elsewhere; - is standard input. It is put
 into the archive, not into the log: no analyzer is woken, nothing is published,
-and hunts reach it only with --imported. The file is checked while it is read,
+and hunts come to it only if they are asked to. The file is checked while it is read,
 and the analysis shows only if all of it is right.`,
 		Example: `  petri import analysis.petri
-  ssh lab petri export 01K9ZJ | petri import -`,
+  petri import --json /dev/stdin`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			in := os.Stdin
