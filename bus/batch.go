@@ -32,6 +32,11 @@ func newBatchMsg(subject string, e schemas.Event, first bool) (batchMsg, error) 
 	return batchMsg{subject: subject, id: e.ID, body: body, first: first}, nil
 }
 
+// publishFirst stores a message whose subject has none yet.
+func (b *Bus) publishFirst(ctx context.Context, m batchMsg) (uint64, error) {
+	return b.publishBody(ctx, m.subject, m.id, m.body, jetstream.WithExpectLastSequencePerSubject(0))
+}
+
 // maxBatch is the server's limit of messages in a batch.
 const maxBatch = 1000
 

@@ -64,23 +64,23 @@ func readFinished(m jetstream.Msg) (schemas.FinishedTask, time.Time, error) {
 // started its analysis, and the analyzer is registered. It returns the
 // artifact.
 func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact, error) {
-	if err := c.registered(ctx, t.Analyzer); err != nil {
+	if err := c.registered(ctx, t); err != nil {
 		return nil, err
 	}
 	if t.SHA256 == nil {
-		_, err := c.b.anyMsg(ctx, contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis))
+		_, err := c.ledger.anyMsg(ctx, contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis))
 		if errors.Is(err, ErrNotFound) {
 			start := contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis)
-			if there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, start); there || err != nil {
+			if there, err := c.ledger.archivedHas(ctx, t.Tenant, t.Analysis, start); there || err != nil {
 				return nil, errors.Join(err, c.unanswered(ctx, t))
 			}
 			return nil, c.gone(ctx, t, refuse("analysis %s has not come to its analyzers", t.Analysis))
 		}
 		return nil, err
 	}
-	m, err := c.b.anyMsg(ctx, artifactsOf(t.Tenant, t.Analysis, string(t.Kind), *t.SHA256)+".*")
+	m, err := c.ledger.anyMsg(ctx, artifactsOf(t.Tenant, t.Analysis, string(t.Kind), *t.SHA256)+".*")
 	if errors.Is(err, ErrNotFound) {
-		a, err := c.b.archivedArtifact(ctx, t.Tenant, t.Analysis, t.Kind, *t.SHA256)
+		a, err := c.ledger.archivedArtifact(ctx, t.Tenant, t.Analysis, t.Kind, *t.SHA256)
 		if errors.Is(err, ErrNotFound) {
 			return nil, c.gone(ctx, t, refuse("analysis %s has announced no %s %s", t.Analysis, t.Kind, t.SHA256))
 		}
@@ -106,7 +106,7 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 // gone returns a [DeletedError] if there is no such task because its analysis was
 // deleted, and why otherwise.
 func (c *Clerk) gone(ctx context.Context, t schemas.TaskRef, why error) error {
-	dead, err := c.b.tombstone(ctx, t.Tenant, t.Analysis)
+	dead, err := c.ledger.tombstone(ctx, t.Tenant, t.Analysis)
 	if err != nil {
 		return err
 	}
@@ -116,20 +116,40 @@ func (c *Clerk) gone(ctx context.Context, t schemas.TaskRef, why error) error {
 	return why
 }
 
-// registered checks that the log has heard of an analyzer. One that has
-// withdrawn since may still hand in what it began.
-func (c *Clerk) registered(ctx context.Context, analyzer string) error {
-	if _, ok := c.known.Load(analyzer); ok {
+// registered checks that the log has heard of an analyzer, and that it has such
+// tasks: nobody answers for another. One that has withdrawn since may still hand
+// in what it began.
+func (c *Clerk) registered(ctx context.Context, t schemas.TaskRef) error {
+	kind := t.Kind
+	if t.SHA256 == nil {
+		kind = ""
+	}
+	if r, ok := c.known.Load(t.Analyzer); ok && wants(r.(schemas.Registration), kind) {
 		return nil
 	}
-	_, err := c.b.lastMsg(ctx, registry+analyzer)
+	m, err := c.ledger.lastMsg(ctx, registry+t.Analyzer)
 	if errors.Is(err, ErrNotFound) {
-		return refuse("analyzer %s is not registered", analyzer)
+		return refuse("analyzer %s is not registered", t.Analyzer)
 	}
+	if err != nil {
+		return err
+	}
+	var r schemas.Registration
+	e, err := schemas.ParseEvent(m.Data)
 	if err == nil {
-		c.known.Store(analyzer, true) // the registry is never taken out of the log
+		err = e.Decode(&r)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("read the registration of %s: %w", t.Analyzer, err)
+	}
+	c.known.Store(t.Analyzer, r)
+	if !wants(r, kind) {
+		if kind == "" {
+			return refuse("analyzer %s has registered for no analyses", t.Analyzer)
+		}
+		return refuse("analyzer %s has not registered for artifacts of kind %s", t.Analyzer, kind)
+	}
+	return nil
 }
 
 // errAnswered says that the archive has a task's receipt.
@@ -138,7 +158,7 @@ var errAnswered = errors.New("the task has its receipt")
 // unanswered returns errAnswered if the archive has the receipt of a task. The
 // log's own guard against a second one does not know of it.
 func (c *Clerk) unanswered(ctx context.Context, t schemas.TaskRef) error {
-	there, err := c.b.archivedHas(ctx, t.Tenant, t.Analysis, receiptSubject(t))
+	there, err := c.ledger.archivedHas(ctx, t.Tenant, t.Analysis, receiptSubject(t))
 	if there {
 		return errAnswered
 	}

@@ -31,12 +31,13 @@ const (
 // A clerk may die anywhere: what it has not acknowledged comes again, and finds
 // its receipt or does not.
 type Clerk struct {
-	b     *Bus
-	log   *slog.Logger
-	group *group
-	heavy chan struct{}      // one element per task that moves bytes
-	known sync.Map           // analyzers that have been registered once
-	step  func(string) error // of tests: called between two steps; an error is a crash there
+	b      *Bus
+	ledger ledger
+	log    *slog.Logger
+	group  *group
+	heavy  chan struct{}      // one element per task that moves bytes
+	known  sync.Map           // registrations, by the analyzer's name
+	step   func(string) error // of tests: called between two steps; an error is a crash there
 
 	orphans atomic.Uint64 // answers about deleted analyses
 }
@@ -46,7 +47,9 @@ func (c *Clerk) Orphans() uint64 { return c.orphans.Load() }
 
 // NewClerk returns a clerk that logs to log.
 func NewClerk(b *Bus, log *slog.Logger) *Clerk {
-	return &Clerk{b: b, log: log, group: newGroup(b), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil }}
+	return &Clerk{
+		b: b, ledger: b, log: log, group: newGroup(b), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil },
+	}
 }
 
 // Run works until ctx is done.
@@ -120,35 +123,41 @@ func deliveries(m jetstream.Msg) uint64 {
 	return md.NumDelivered
 }
 
-// commit writes what a finished task gives. A task that has its receipt
-// already is done, whoever did it: the log's guard says so at the end, and only
-// where there is much to do before it, or reason to expect it, it is asked
-// first.
-func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time, again bool) error {
-	heavy := f.Result != nil || len(f.Derived) > 0
-	if again || heavy {
-		m, err := c.b.lastMsg(ctx, receiptSubject(f.Task))
+// examine decides on a finished task. A task that has its receipt already is
+// done, whoever did it: the log's guard says so at the end, and only where there
+// is much to do before it, or reason to expect it, it is asked first. Then that
+// receipt is returned, or [errAnswered] where only the archive has it.
+func (c *Clerk) examine(ctx context.Context, f *schemas.FinishedTask, again bool) (parent *schemas.Artifact, receipt *jetstream.RawStreamMsg, err error) {
+	if again || heavy(f) {
+		m, err := c.ledger.lastMsg(ctx, receiptSubject(f.Task))
 		if err == nil {
-			if err := refusedBefore(m, f); err != nil {
-				return err
-			}
-			return c.amend(ctx, f.Task, m.Sequence)
+			return nil, m, refusedBefore(m, *f)
 		}
 		if !errors.Is(err, ErrNotFound) {
-			return err
+			return nil, nil, err
 		}
 	}
-	parent, err := c.open(ctx, f.Task)
-	if errors.Is(err, errAnswered) {
+	if parent, err = c.open(ctx, f.Task); err != nil {
+		return nil, nil, err
+	}
+	return parent, nil, checkFinished(f)
+}
+
+// heavy reports whether a finished task has bytes in the store.
+func heavy(f *schemas.FinishedTask) bool { return f.Result != nil || len(f.Derived) > 0 }
+
+// commit writes what a finished task gives.
+func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time, again bool) error {
+	parent, receipt, err := c.examine(ctx, &f, again)
+	switch {
+	case errors.Is(err, errAnswered):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case receipt != nil:
+		return c.amend(ctx, f.Task, receipt.Sequence)
 	}
-	if err := checkFinished(&f); err != nil {
-		return err
-	}
-	if heavy {
+	if heavy(&f) {
 		select {
 		case c.heavy <- struct{}{}:
 			defer func() { <-c.heavy }()
@@ -158,6 +167,14 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 	}
 	if f.Result != nil {
 		if err := c.adopt(ctx, f.Task.Analyzer, "result", f.Result.SHA256, f.Result.Size, maxResult); err != nil {
+			return err
+		}
+	}
+	for i, d := range f.Derived {
+		if err := checkDepth(i, depth(parent)); err != nil {
+			return err
+		}
+		if err := c.adopt(ctx, f.Task.Analyzer, d.Kind, d.SHA256, d.Size, defaultCap); err != nil {
 			return err
 		}
 	}
@@ -182,6 +199,17 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 
 // errDied stands for a crash of the clerk in tests.
 var errDied = errors.New("the clerk has died")
+
+// ledger is what the clerk's decisions need of the log, and nothing else: they
+// are checked over a log in memory too.
+type ledger interface {
+	groupLog
+	anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error)
+	archivedHas(ctx context.Context, tenant, analysis, subject string) (bool, error)
+	archivedArtifact(ctx context.Context, tenant, analysis string, kind schemas.Kind, d schemas.Digest) (*schemas.Artifact, error)
+	archivedOccurrences(ctx context.Context, subject string) (int, error)
+	tombstone(ctx context.Context, tenant, analysis string) (*DeletedError, error)
+}
 
 // refusedBefore returns why a clerk has refused a finished task and died before
 // it was buried.

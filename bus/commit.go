@@ -33,6 +33,22 @@ func (c *Clerk) messages(ctx context.Context, f *schemas.FinishedTask, parent *s
 	return append(msgs, receipt), err
 }
 
+// depth is how often what is derived from parent was derived; nil stands for the
+// analysis.
+func depth(parent *schemas.Artifact) int {
+	if parent == nil {
+		return 1
+	}
+	return parent.Depth + 1
+}
+
+func checkDepth(i, depth int) error {
+	if depth > maxDepth {
+		return refuse("derived artifact %d is derived %d times; %d are allowed", i, depth, maxDepth)
+	}
+	return nil
+}
+
 // derived announces one derived artifact. Bytes that the analysis has already
 // had are announced again, as another occurrence, but derived no further:
 // their task is done or open, whatever they were derived from. next has the
@@ -41,21 +57,15 @@ func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *sc
 	d := f.Derived[i]
 	a := schemas.Artifact{
 		Kind: d.Kind, SHA256: d.SHA256, Size: d.Size, MediaType: d.MediaType, Name: d.Name, File: d.File,
-		Parent: f.Task.SHA256, Analyzer: f.Task.Analyzer, Depth: 1,
+		Parent: f.Task.SHA256, Analyzer: f.Task.Analyzer, Depth: depth(parent),
 	}
-	if parent != nil {
-		a.Depth = parent.Depth + 1
-	}
-	if a.Depth > maxDepth {
-		return batchMsg{}, refuse("derived artifact %d is derived %d times; %d are allowed", i, a.Depth, maxDepth)
-	}
-	if err := c.adopt(ctx, f.Task.Analyzer, d.Kind, d.SHA256, d.Size, defaultCap); err != nil {
+	if err := checkDepth(i, a.Depth); err != nil {
 		return batchMsg{}, err
 	}
 	subject := artifactsOf(f.Task.Tenant, f.Task.Analysis, string(d.Kind), d.SHA256)
 	if _, ok := next[subject]; !ok {
 		var err error
-		if next[subject], err = c.b.nextOccurrence(ctx, subject); err != nil {
+		if next[subject], err = nextOccurrence(ctx, c.ledger, subject); err != nil {
 			return batchMsg{}, err
 		}
 	}

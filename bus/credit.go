@@ -39,7 +39,7 @@ type credit struct {
 // kind: the task is one.
 type owed struct {
 	ref   schemas.TaskRef
-	kinds []schemas.Kind
+	kinds []schemas.Kind // those that it is still owed for
 }
 
 func newCredit(tenant, analysis string, expected []string) *credit {
@@ -121,7 +121,8 @@ func (c *credit) withdraw(analyzer string) {
 		if o.ref.Analyzer != analyzer {
 			continue
 		}
-		if !there || !slices.ContainsFunc(o.kinds, func(k schemas.Kind) bool { return wants(r, k) }) {
+		o.kinds = slices.DeleteFunc(o.kinds, func(k schemas.Kind) bool { return !there || !wants(r, k) })
+		if len(o.kinds) == 0 {
 			c.withdrawn[key] = o
 			delete(c.open, key)
 		}

@@ -17,8 +17,16 @@ import (
 // comes alone waits for nobody and a flood shares what a batch costs. It is
 // safe for concurrent use while its run runs.
 type group struct {
-	b    *Bus
+	b    groupLog
 	work chan *groupTask
+}
+
+// groupLog is what a group needs of the log.
+type groupLog interface {
+	lastMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error)
+	// publishFirst stores one message if its subject has none.
+	publishFirst(ctx context.Context, m batchMsg) (seq uint64, err error)
+	publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, err error)
 }
 
 // groupBytes bounds a batch of more than one task.
@@ -37,7 +45,7 @@ type groupResult struct {
 	err error
 }
 
-func newGroup(b *Bus) *group { return &group{b: b, work: make(chan *groupTask, clerkParallel)} }
+func newGroup(b groupLog) *group { return &group{b: b, work: make(chan *groupTask, clerkParallel)} }
 
 // errConflict says that an artifact's number was taken meanwhile.
 var errConflict = errors.New("the same bytes have been announced meanwhile")
@@ -142,7 +150,7 @@ func (g *group) store(ctx context.Context, tasks []*groupTask) (uint64, error) {
 		msgs = append(msgs, w.msgs...)
 	}
 	if len(msgs) == 1 { // a batch of one costs several times as much
-		return g.b.publishBody(ctx, msgs[0].subject, msgs[0].id, msgs[0].body, jetstream.WithExpectLastSequencePerSubject(0))
+		return g.b.publishFirst(ctx, msgs[0])
 	}
 	return g.b.publishBatch(ctx, msgs)
 }

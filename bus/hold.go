@@ -25,49 +25,60 @@ type holds struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	room     chan struct{} // one element per held task
 	mu       sync.Mutex
-	n        int
 	released map[string]bool // tasks, by their token, for which this process has waited
 }
 
-// maxHolds bounds how many tasks a process holds; more come again later.
+// maxHolds bounds how many tasks a process holds: then it takes no more.
 const maxHolds = 64
 
-// holdAgain is when they do.
+// holdAgain is when a task comes again about which the log could not be asked.
 const holdAgain = 5 * time.Second
 
 func newHolds() *holds {
-	h := &holds{released: map[string]bool{}}
+	h := &holds{room: make(chan struct{}, maxHolds), released: map[string]bool{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
 }
 
 // close gives back everything that is held.
 func (h *holds) close() {
+	h.mu.Lock() // nobody begins meanwhile
 	h.cancel()
+	h.mu.Unlock()
 	h.wg.Wait()
 }
 
-// begin reports whether there is room for another one.
-func (h *holds) begin() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.n >= maxHolds || h.ctx.Err() != nil {
+// begin waits for room for another one, and reports whether there is.
+func (h *holds) begin(ctx context.Context) bool {
+	select {
+	case h.room <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	case <-h.ctx.Done():
 		return false
 	}
-	h.n++
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx.Err() != nil {
+		<-h.room
+		return false
+	}
 	h.wg.Add(1)
 	return true
 }
 
-func (h *holds) end(token string, released bool) {
-	h.mu.Lock()
-	h.n--
-	if released {
-		h.released[token] = true
-	}
-	h.mu.Unlock()
+func (h *holds) end() {
+	<-h.room
 	h.wg.Done()
+}
+
+// release marks a task for which this process has waited.
+func (h *holds) release(token string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released[token] = true
 }
 
 // taken reports, once, that this process has waited for a task.
@@ -112,20 +123,29 @@ func (b *Bus) hold(ctx context.Context, t *Task, deadline time.Duration) bool {
 	if err == nil && (c.begins(nil) || c.timeout > 0 && c.holdTime(deadline, time.Now()) == 0) {
 		return true
 	}
-	if err != nil || !b.holds.begin() {
+	if err != nil {
 		_ = t.msg.NakWithDelay(holdAgain)
 		return false
 	}
+	stop := keep(t.msg)
+	if !b.holds.begin(ctx) {
+		stop()
+		_ = t.msg.Nak()
+		return false
+	}
 	go func() {
-		stop := keep(t.msg)
 		c := newCredit(t.Ref.Tenant, t.Ref.Analysis, nil)
 		err := b.count(b.holds.ctx, c, 0, func() time.Duration { return c.holdTime(deadline, time.Now()) }, c.begins)
 		stop()
-		// The mark must be there before the task comes again.
-		b.holds.end(token, err == nil)
+		// The mark must be there before the task comes again, and the task be
+		// given back before the connection ends.
+		defer b.holds.end()
 		if err != nil && b.holds.ctx.Err() == nil {
 			_ = t.msg.NakWithDelay(holdAgain)
 			return
+		}
+		if err == nil {
+			b.holds.release(token)
 		}
 		_ = t.msg.Nak()
 	}()

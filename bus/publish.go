@@ -174,7 +174,7 @@ func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.A
 		if _, mine, err := b.isLast(ctx, subject, e); mine || err != nil {
 			return err
 		}
-		if art.Occurrence, err = b.nextOccurrence(ctx, artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)); err != nil {
+		if art.Occurrence, err = nextOccurrence(ctx, b, artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)); err != nil {
 			return err
 		}
 		if e, err = schemas.NewEvent(e.Tenant, e.Analysis, art.ID(e.Analysis), e.Time, e.Origin, art); err != nil {
@@ -185,7 +185,7 @@ func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.A
 
 // nextOccurrence is the number of an artifact's next announcement; subject is
 // that of all its occurrences.
-func (b *Bus) nextOccurrence(ctx context.Context, subject string) (int, error) {
+func nextOccurrence(ctx context.Context, b ledger, subject string) (int, error) {
 	m, err := b.lastMsg(ctx, subject+".*")
 	if errors.Is(err, ErrNotFound) {
 		return b.archivedOccurrences(ctx, subject)

@@ -44,6 +44,10 @@ type registering interface {
 	consumer(ctx context.Context, name string) (*jetstream.ConsumerConfig, error)
 	// setConsumer makes a consumer, or changes the filters of the one there is.
 	setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error
+	// retract puts the end of an analyzer's interest into the log.
+	retract(ctx context.Context, analyzer string) error
+	// dropConsumer deletes a consumer, if there is one.
+	dropConsumer(ctx context.Context, name string) error
 }
 
 // register registers, and can be cut off anywhere and repeated. Whoever
@@ -61,12 +65,16 @@ func register(ctx context.Context, on registering, r schemas.Registration) error
 		return fmt.Errorf("look for the consumer of %s: %w", r.Name, err)
 	}
 	if !same {
+		if have == nil && seq > 0 {
+			have = &cfg // of the registration that there is: it was cut off
+		}
 		if have != nil {
 			wide := *have
 			wide.FilterSubjects = union(filters(*have), cfg.FilterSubjects)
 			if err := on.setConsumer(ctx, wide); err != nil {
 				return fmt.Errorf("widen the consumer of %s: %w", r.Name, err)
 			}
+			have = &wide
 		}
 		if seq, err = on.announce(ctx, r); err != nil {
 			return err
@@ -134,21 +142,42 @@ func (b registrar) setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig
 // begins behind that.
 func (b *Bus) Unregister(ctx context.Context, analyzer string) error {
 	if _, err := b.registration(ctx, analyzer); err != nil {
+		if errors.Is(err, ErrNotFound) { // or it was cut off
+			err = errors.Join(err, registrar{b}.dropConsumer(ctx, liveConsumerName(analyzer)))
+		}
 		return fmt.Errorf("unregister %s: %w", analyzer, err)
 	}
+	return unregister(ctx, registrar{b}, analyzer)
+}
+
+// unregister can be cut off anywhere and repeated, like [register]. A consumer
+// that stays after all goes on where it stood: what it gives nobody waits for.
+func unregister(ctx context.Context, on registering, analyzer string) error {
+	if err := on.retract(ctx, analyzer); err != nil {
+		return fmt.Errorf("unregister %s: %w", analyzer, err)
+	}
+	if err := on.dropConsumer(ctx, liveConsumerName(analyzer)); err != nil {
+		return fmt.Errorf("delete the consumer of %s: %w", analyzer, err)
+	}
+	return nil
+}
+
+func (b registrar) retract(ctx context.Context, analyzer string) error {
 	now := time.Now()
 	e, err := schemas.NewEvent("_registry", "", analyzer+"/"+schemas.NewID(now), now, schemas.OriginHost, schemas.Unregistration{Name: analyzer})
 	if err != nil {
 		return err
 	}
-	if _, err := b.publish(ctx, unregistry+analyzer, e); err != nil {
-		return fmt.Errorf("unregister %s: %w", analyzer, err)
+	_, err = b.publish(ctx, unregistry+analyzer, e)
+	return err
+}
+
+func (b registrar) dropConsumer(ctx context.Context, name string) error {
+	err := b.js.DeleteConsumer(ctx, streamLog, name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil
 	}
-	err = b.js.DeleteConsumer(ctx, streamLog, liveConsumerName(analyzer))
-	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return fmt.Errorf("delete the consumer of %s: %w", analyzer, err)
-	}
-	return nil
+	return err
 }
 
 // registered returns where an analyzer's last registration lies, and whether

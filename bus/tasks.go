@@ -94,28 +94,33 @@ func (b *Bus) fetchTasks(ctx context.Context, cons jetstream.Consumer, analyzer 
 	return tasks, batch.Error()
 }
 
+// taskOf reads an event of the log as what an analyzer owes for it.
+func taskOf(analyzer, subject string, data []byte) (schemas.TaskRef, *schemas.Artifact, error) {
+	tenant, analysis, family, _, ok := analysisOf(subject)
+	t := schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, Analyzer: analyzer}
+	e, err := schemas.ParseEvent(data)
+	if err == nil && !ok {
+		err = fmt.Errorf("subject %q is no analysis'", subject)
+	}
+	if err != nil || family != "artifact" {
+		return t, nil, err
+	}
+	a := new(schemas.Artifact)
+	if err := e.Decode(a); err != nil {
+		return t, nil, err
+	}
+	t.SHA256, t.Kind = &a.SHA256, a.Kind
+	return t, a, nil
+}
+
 // task reads a message as a task. nil means that there is nothing to do.
 func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task {
-	t := &Task{msg: m, Attempt: 1}
-	if md, err := m.Metadata(); err == nil {
-		t.Attempt = int(md.NumDelivered)
-	}
-	tenant, analysis, family, _, ok := analysisOf(m.Subject())
-	e, err := schemas.ParseEvent(m.Data())
-	if err == nil && !ok {
-		err = fmt.Errorf("subject %q is no analysis'", m.Subject())
-	}
-	t.Ref = schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, Analyzer: analyzer}
-	if err == nil && family == "artifact" {
-		t.Artifact = new(schemas.Artifact)
-		if err = e.Decode(t.Artifact); err == nil {
-			t.Ref.SHA256, t.Ref.Kind = &t.Artifact.SHA256, t.Artifact.Kind
-		}
-	}
+	ref, a, err := taskOf(analyzer, m.Subject(), m.Data())
 	if err != nil {
 		b.bury(streamLog, liveConsumerName(analyzer), m, err)
 		return nil
 	}
+	t := &Task{Ref: ref, Artifact: a, msg: m, Attempt: int(deliveries(m))}
 	// Only another occurrence of the same bytes, or a repetition, may have been
 	// answered; and if a first one has, the clerk's guard bears a second answer.
 	if t.Attempt > 1 || t.Artifact != nil && t.Artifact.Occurrence > 0 {
