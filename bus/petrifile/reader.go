@@ -185,6 +185,11 @@ func (f *Reader) Next() (Item, error) {
 		return Item{}, f.err
 	}
 	item, err := f.item()
+	if f.trailer == nil && errors.Is(err, io.EOF) {
+		// The end of something inside, such as of an event's JSON: whoever
+		// takes that for the end of the file takes a part for the whole.
+		err = fmt.Errorf("%w: %v", ErrFormat, err)
+	}
 	if err != nil {
 		f.err = err
 	}
