@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/petri-sandbox/petri/schemas"
@@ -62,15 +63,53 @@ func amends(e schemas.Event, t schemas.TaskRef) bool {
 // analysis has not ended: the last that was heard of it is what comes before.
 // False says nothing.
 func (c *Clerk) beforeEnding(ctx context.Context, t schemas.TaskRef) (bool, error) {
-	m, err := c.b.lastMsg(ctx, contextSubject(t.Tenant, t.Analysis, "*"))
-	if errors.Is(err, ErrNotFound) {
-		return false, nil
+	return c.endings.ask(t.Tenant+"."+t.Analysis, func() (bool, error) {
+		m, err := c.b.lastMsg(ctx, contextSubject(t.Tenant, t.Analysis, "*"))
+		if errors.Is(err, ErrNotFound) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		_, name, _ := strings.Cut(m.Subject, ".context.")
+		return slices.Contains(neverLast, name), nil
+	})
+}
+
+// asks puts the same question once for all who want to know at the same time:
+// whoever comes before it has been put shares the answer.
+type asks struct {
+	slots chan struct{} // one element per question on its way
+	mu    sync.Mutex
+	next  map[string]*ask // not put yet
+}
+
+type ask struct {
+	done chan struct{}
+	yes  bool
+	err  error
+}
+
+func newAsks() *asks { return &asks{slots: make(chan struct{}, 8), next: map[string]*ask{}} }
+
+func (a *asks) ask(key string, put func() (bool, error)) (bool, error) {
+	a.mu.Lock()
+	if q, ok := a.next[key]; ok {
+		a.mu.Unlock()
+		<-q.done
+		return q.yes, q.err
 	}
-	if err != nil {
-		return false, err
-	}
-	_, name, _ := strings.Cut(m.Subject, ".context.")
-	return slices.Contains(neverLast, name), nil
+	q := &ask{done: make(chan struct{})}
+	a.next[key] = q
+	a.mu.Unlock()
+	a.slots <- struct{}{}
+	a.mu.Lock()
+	delete(a.next, key)
+	a.mu.Unlock()
+	q.yes, q.err = put()
+	<-a.slots
+	close(q.done)
+	return q.yes, q.err
 }
 
 // neverLast are events behind which an analysis always has another: its ending,

@@ -31,13 +31,14 @@ const (
 // A clerk may die anywhere: what it has not acknowledged comes again, and finds
 // its receipt or does not.
 type Clerk struct {
-	b      *Bus
-	ledger ledger
-	log    *slog.Logger
-	group  *group
-	heavy  chan struct{}      // one element per task that moves bytes
-	known  sync.Map           // registrations, by the analyzer's name
-	step   func(string) error // of tests: called between two steps; an error is a crash there
+	b       *Bus
+	ledger  ledger
+	log     *slog.Logger
+	group   *group
+	endings *asks
+	heavy   chan struct{}      // one element per task that moves bytes
+	known   sync.Map           // registrations, by the analyzer's name
+	step    func(string) error // of tests: called between two steps; an error is a crash there
 
 	orphans atomic.Uint64 // answers about deleted analyses
 }
@@ -48,7 +49,7 @@ func (c *Clerk) Orphans() uint64 { return c.orphans.Load() }
 // NewClerk returns a clerk that logs to log.
 func NewClerk(b *Bus, log *slog.Logger) *Clerk {
 	return &Clerk{
-		b: b, ledger: b, log: log, group: newGroup(b), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil },
+		b: b, ledger: b, log: log, group: newGroup(b), endings: newAsks(), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil },
 	}
 }
 

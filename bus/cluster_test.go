@@ -20,6 +20,18 @@ import (
 // cluster runs n servers of one cluster and connects to the first.
 func cluster(t *testing.T, n int) *bus.Bus {
 	t.Helper()
+	b, err := bus.Connect(t.Context(), bus.Address{URL: clusterURL(t, n, 2*time.Minute)}, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// clusterURL runs n servers of one cluster, which write to the disk so often,
+// or always, and returns the address of the first when it can be used.
+func clusterURL(t testing.TB, n int, sync time.Duration) string {
+	t.Helper()
 	var routes []*url.URL
 	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -39,6 +51,7 @@ func cluster(t *testing.T, n int) *bus.Bus {
 		s, err := server.NewServer(&server.Options{
 			ServerName: fmt.Sprintf("n%d", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true,
 			MaxPayload: 4 << 20, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 1 << 30,
+			SyncAlways: sync == 0, SyncInterval: sync,
 			Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: port}, Routes: routes,
 		})
 		if err != nil {
@@ -80,8 +93,8 @@ func cluster(t *testing.T, n int) *bus.Bus {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(b.Close)
-	return b
+	b.Close()
+	return servers[0].ClientURL()
 }
 
 func replicas(t *testing.T, b *bus.Bus, stream string) int {

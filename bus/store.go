@@ -144,6 +144,11 @@ func (s *Store) Put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 	}
 }
 
+// PutBytes is Put for what is in memory.
+func (s *Store) PutBytes(ctx context.Context, kind schemas.Kind, data []byte) (schemas.Digest, int64, error) {
+	return s.Put(ctx, kind, bytes.NewReader(data))
+}
+
 func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schemas.Digest, int64, error) {
 	u := &upload{s: s, id: nuid.Next(), begun: s.b.now(), raw: sha256.New(), stored: sha256.New()}
 	limit := s.caps.of(kind)

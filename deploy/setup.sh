@@ -19,6 +19,8 @@ git:to see whether generated files differ
 make:the commands themselves
 nodejs:an independent NATS client in the tests
 npm:the same
+redis-server:the benchmarks, to be compared with
+zstd:the same
 "
 
 missing=""

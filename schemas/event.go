@@ -3,7 +3,6 @@
 package schemas
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -73,9 +72,12 @@ func SchemaURI(typ string) string { return "urn:petri:schema:" + typ }
 // ParseEvent reads a structured CloudEvent and checks the envelope. What Data
 // holds is not checked.
 func ParseEvent(b []byte) (Event, error) {
-	var e Event
-	if err := json.Unmarshal(b, &e); err != nil {
-		return Event{}, fmt.Errorf("parse event: %w", err)
+	e, ok := scanEvent(b)
+	if !ok {
+		e = Event{}
+		if err := json.Unmarshal(b, &e); err != nil {
+			return Event{}, fmt.Errorf("parse event: %w", err)
+		}
 	}
 	switch {
 	case e.SpecVersion != SpecVersion:
@@ -126,7 +128,7 @@ func (e Event) Decode(into Typed) error {
 	if want := into.EventType(); want != "" && e.Type != want {
 		return fmt.Errorf("decode event %s: it is a %s, not a %s", e.ID, e.Type, want)
 	}
-	if err := json.NewDecoder(bytes.NewReader(e.Data)).Decode(into); err != nil {
+	if err := json.Unmarshal(e.Data, into); err != nil {
 		return fmt.Errorf("decode event %s: %w", e.ID, err)
 	}
 	return nil
