@@ -37,6 +37,8 @@ type analysis struct {
 
 	signer   Signer        // nil: nobody vouches for the log
 	vouching chan struct{} // closed when the signature at start_analysis is done; nil: there is none
+
+	stopListening func() // to what analyzers ask for; nil: nobody did
 }
 
 // errCancelled is the cause of a cancelled analysis.
@@ -84,6 +86,7 @@ func (a *analysis) machineTime(ctx context.Context) (failed error) {
 	a.c = NewContext(ctx, Config{
 		Tenant: a.sub.Tenant, Analysis: a.id, Log: a.w.log, Writer: writer, Store: a.w.store,
 		Slog: a.slog, Dir: a.dir, Limits: limits(a.sub.Options.Limits),
+		Gates: a.w.opts.Gates, Findings: a.w.opts.Findings,
 	})
 	if err := a.begin(ctx); err != nil {
 		return err
@@ -97,6 +100,18 @@ func (a *analysis) machineTime(ctx context.Context) (failed error) {
 		failed = err
 	}
 	return failed
+}
+
+// listen hears what analyzers ask for until the context takes no more events.
+// Nobody waits for it but the context's end.
+func (a *analysis) listen() {
+	ctx, cancel := context.WithCancel(a.c.work)
+	a.stopListening = cancel
+	a.c.strays.Add(1)
+	go func() {
+		defer a.c.strays.Done()
+		a.c.listen(ctx)
+	}()
 }
 
 // begin publishes who runs the analysis, and announces the sample.
@@ -176,7 +191,9 @@ func (a *analysis) drive(ctx context.Context) error {
 	if err != nil {
 		return failure{reasonMachine, err}
 	}
+	a.c.obey(a.protocol)
 	a.c.attach(m)
+	a.listen()
 	flushed := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -193,8 +210,10 @@ func (a *analysis) drive(ctx context.Context) error {
 	case errors.As(err, &known):
 	case err != nil && context.Cause(ctx) == nil:
 		// A protocol that stops at a step has still told all it knows; only
-		// a machine that never ran the sample is the sandbox's failure.
-		if a.c.count(schemas.EventSampleStarted) == 0 {
+		// a machine that never ran the sample is the sandbox's failure, unless
+		// a gate wanted that.
+		var stopped *errGate
+		if a.c.count(schemas.EventSampleStarted) == 0 && !errors.As(err, &stopped) {
 			err = failure{reasonMachine, err}
 		} else {
 			err = nil
@@ -243,6 +262,9 @@ func (a *analysis) gather() error {
 		timeout = step.Timeout
 	}
 	overdue := a.c.settle(timeout)
+	if a.stopListening != nil {
+		a.stopListening()
+	}
 	if a.c.Err() != nil {
 		return failure{reasonLog, a.c.Err()}
 	}
@@ -265,7 +287,7 @@ func (a *analysis) gather() error {
 		sources = append(sources, *a.c.dropped)
 	}
 	a.c.mu.Unlock()
-	start := schemas.StartAnalysis{Artifacts: a.c.announced.close(), Sources: sources, Hooks: a.c.hooks.list()}
+	start := schemas.StartAnalysis{Artifacts: a.c.announced.close(), Sources: sources, Hooks: a.c.hooks.list(), Unheard: a.c.unheard()}
 	e, err := a.c.publishLast(start)
 	if err != nil {
 		return failure{reasonLog, err}

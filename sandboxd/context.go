@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/machine"
+	"github.com/petri-sandbox/petri/sandboxd/protocol"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -23,6 +24,8 @@ type Config struct {
 	Slog             *slog.Logger
 	Dir              string // for what is on its way to the store
 	Limits           Limits
+	Gates            Gates    // nil: there are none
+	Findings         Findings // nil: analyzers ask for nothing
 }
 
 // A Context is one analysis' machine and log, as protocol and hooks see it. Its
@@ -40,10 +43,13 @@ type Context struct {
 	work    context.Context
 	endWork context.CancelCauseFunc
 
-	verbs  turn          // of the verb in progress
-	pub    turn          // of the event that is being published
-	cpus   turn          // of whoever stops or continues the guest's CPUs
-	halted chan struct{} // closed when the machine has been ended
+	verbs      turn            // of the verb in progress
+	pub        turn            // of the event that is being published
+	cpus       turn            // of whoever stops or continues the guest's CPUs
+	taking     turn            // of what an analyzer was granted
+	halted     chan struct{}   // closed when the machine has been ended
+	ending     context.Context // done when somebody begins to end the machine, for good
+	endMachine context.CancelFunc
 
 	mu        sync.Mutex
 	machine   machine.Machine
@@ -77,6 +83,8 @@ type Context struct {
 	tasks     map[*task]struct{}      // what goes on beside the protocol
 	closed    bool                    // no more of it, and no more events
 	announced announcements
+	gates     []protocol.Gate
+	control   control
 
 	watching   sync.WaitGroup // the watch over the log
 	strays     sync.WaitGroup // handlers' own goroutines, also of those past their deadline
@@ -114,11 +122,12 @@ func NewContext(ctx context.Context, cfg Config) *Context {
 	c := &Context{
 		cfg: cfg, state: Defined, changed: make(chan struct{}), lastNews: time.Now(),
 		events: map[string]int{}, trouble: map[int]time.Time{}, tasks: map[*task]struct{}{},
-		verbs: newTurn(), pub: newTurn(), cpus: newTurn(), halted: make(chan struct{}),
+		verbs: newTurn(), pub: newTurn(), cpus: newTurn(), taking: newTurn(), halted: make(chan struct{}),
 		facts: newFactQueue(maxFacts), live: newFactQueue(maxLive), hooks: newHookStats(),
 	}
 	c.life, c.end = context.WithCancelCause(context.WithoutCancel(ctx))
 	c.work, c.endWork = context.WithCancelCause(ctx)
+	c.ending, c.endMachine = context.WithCancel(context.WithoutCancel(ctx))
 	context.AfterFunc(c.life, func() { c.endWork(context.Cause(c.life)) })
 	c.sources = c.newSources()
 	c.takers.Add(2)
@@ -138,6 +147,13 @@ func (c *Context) attach(m machine.Machine) {
 	context.AfterFunc(c.work, c.halt)
 }
 
+// obey takes what the protocol says of those outside of the sandbox.
+func (c *Context) obey(p *protocol.Protocol) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gates, c.control.budget = p.Gates, p.Control
+}
+
 // lost ends everything that the context does: the analysis is not ours any
 // more, or cannot go on.
 func (c *Context) lost(why error) { c.end(why) }
@@ -149,6 +165,7 @@ const strayTime = 10 * time.Second
 func (c *Context) Close() {
 	c.set(func() { c.closed = true })
 	c.end(context.Canceled)
+	c.endMachine()
 	c.facts.close()
 	c.live.close()
 	c.takers.Wait()
@@ -331,9 +348,10 @@ func (c *Context) inTrouble() (over func()) {
 	}
 }
 
-// emit publishes an event and then runs its handlers: the synchronous ones in
-// the order of their subscription, before it returns. The error is the log's,
-// or that of a hook without which the analysis must not go on.
+// emit publishes an event, runs its handlers, and then asks its gates: the
+// synchronous ones in the order of their subscription, before it returns. The
+// error is the log's, that of a hook without which the analysis must not go on,
+// or a gate's stop.
 func (c *Context) emit(origin schemas.Origin, data schemas.Typed) error {
 	return c.emitAt(time.Time{}, origin, data)
 }

@@ -394,6 +394,9 @@ type bench struct {
 	machines  []*fakeMachine
 	cancels   map[string]func(by string)
 	install   func(c *sandboxd.Context) // subscribes more than the hooks
+	gates     sandboxd.Gates
+	findings  sandboxd.Findings
+	display   bool // machines have one
 	parallel  int
 	mu        sync.Mutex
 	dir       string
@@ -428,6 +431,9 @@ func (b *bench) New(_ context.Context, _ sandboxd.MachineSpec, o machine.Observe
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.machines = append(b.machines, m)
+	if b.display {
+		return screen{m}, nil
+	}
 	return m, nil
 }
 
@@ -498,6 +504,7 @@ func (b *bench) worker(t *testing.T) (stop func()) {
 	t.Helper()
 	w := sandboxd.NewWorker(b, b.store, b, b, b, sandboxd.Options{
 		ID: "worker", Dir: b.dir, Parallel: b.parallel, Slog: slog.New(slog.DiscardHandler),
+		Gates: b.gates, Findings: b.findings,
 		Describe: func(arch, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: arch, Start: start} },
 		Signer:   func(_, analysis string) sandboxd.Signer { return fakeSigner{b, analysis} },
 		InstallHooks: func(c *sandboxd.Context, text string) error {

@@ -25,6 +25,7 @@ var errMachineGone = errors.New("the machine went down by itself")
 // why the machine's part ended early: errNotExecuted, errMachineGone, what a
 // step failed with, or ctx's.
 func (a *analysis) runSteps(ctx context.Context) error {
+	defer a.c.left(nil)
 	for i, s := range a.protocol.Steps {
 		if s.Kind == protocol.StartAnalysis {
 			return nil
@@ -35,6 +36,7 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		if a.moot(ctx, s) {
 			return errMachineGone
 		}
+		a.c.left(a.protocol.Steps[i:])
 		err, required := a.c.inStep(ctx, func(ctx context.Context) error { return a.step(ctx, s) })
 		switch {
 		case err == nil:
@@ -56,9 +58,12 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		if herr := a.c.dispatch(e); herr != nil {
 			return failure{reasonHook, herr}
 		}
-		switch s.OnFailure {
-		case protocol.Continue:
-		case protocol.Poweroff:
+		var stopped *errGate
+		switch {
+		case errors.As(err, &stopped):
+			return err
+		case s.OnFailure == protocol.Continue:
+		case s.OnFailure == protocol.Poweroff:
 			if a.c.State().Alive() {
 				if perr := a.c.Poweroff(ctx, 10*time.Second); perr != nil {
 					return perr
@@ -69,6 +74,18 @@ func (a *analysis) runSteps(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// left notes which steps there are still, for those who ask.
+func (c *Context) left(steps []protocol.Step) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.control.waits, c.control.over = 0, len(steps) == 0
+	for _, s := range steps {
+		if s.Kind == protocol.Wait {
+			c.control.waits++
+		}
+	}
 }
 
 func stepFailed(i int, s protocol.Step, err error) schemas.StepFailed {
@@ -150,7 +167,7 @@ func (a *analysis) step(ctx context.Context, s protocol.Step) error {
 		_, err := a.c.Exec(ctx, s.Timeout, a.expand(s.Command))
 		return err
 	case protocol.DumpMemory:
-		return a.dump(ctx, s.Timeout)
+		return a.c.dump(ctx, s.Timeout)
 	}
 	return fmt.Errorf("no step %q", s.Kind)
 }
@@ -188,9 +205,15 @@ func (a *analysis) waitIP(ctx context.Context, timeout time.Duration) error {
 	return nil
 }
 
+// decisionTime is how often a wait whose time is over looks whether it is made
+// longer.
+const decisionTime = time.Second
+
 // wait waits for a time, or until one of its conditions holds. That the time
-// is over is no failure.
+// is over is no failure. Analyzers may make it longer, or end it, as far as the
+// protocol lets them.
 func (a *analysis) wait(ctx context.Context, s protocol.Step) error {
+	defer a.c.set(func() { a.c.control.extra = 0 })
 	limit := s.Timeout
 	if s.Runtime {
 		limit = a.sub.Options.Runtime.D()
@@ -206,9 +229,12 @@ func (a *analysis) wait(ctx context.Context, s protocol.Step) error {
 	for {
 		a.c.mu.Lock()
 		still := a.c.stoodStill()
-		left := limit - time.Since(begin) + still - frozen
+		left := limit + a.c.control.extra - time.Since(begin) + still - frozen
+		if a.c.control.deciding > 0 {
+			left = max(left, decisionTime)
+		}
 		quiet := time.Since(a.c.lastNews) - (still - a.c.frozen)
-		over := slices.ContainsFunc(s.Until, func(u string) bool { return a.holds(u, before[u], quiet >= s.Quiet) })
+		over := a.c.control.stopped || slices.ContainsFunc(s.Until, func(u string) bool { return a.holds(u, before[u], quiet >= s.Quiet) })
 		gone := !a.c.state.Alive() && a.c.state != Defined && len(s.Until) > 0
 		changed := a.c.changed
 		a.c.mu.Unlock()
@@ -288,21 +314,21 @@ func (a *analysis) runSample(ctx context.Context, timeout time.Duration) error {
 }
 
 // dump is the step that stores the guest's memory, whatever the hooks do.
-func (a *analysis) dump(ctx context.Context, timeout time.Duration) error {
-	if _, err := a.c.living(); err != nil {
+func (c *Context) dump(ctx context.Context, timeout time.Duration) error {
+	if _, err := c.living(); err != nil {
 		return err
 	}
-	a.c.mu.Lock()
-	size := a.c.boot.Machine.Memory
-	a.c.mu.Unlock()
-	e, err := a.c.publish(time.Time{}, schemas.OriginHost, schemas.PreDumpMemory{Bytes: size})
+	c.mu.Lock()
+	size := c.boot.Machine.Memory
+	c.mu.Unlock()
+	e, err := c.publish(time.Time{}, schemas.OriginHost, schemas.PreDumpMemory{Bytes: size})
 	if err != nil {
 		return err
 	}
-	if err := a.c.dispatch(e); err != nil {
+	if err := c.dispatch(e); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return a.c.StoreMemory(ctx, e)
+	return c.StoreMemory(ctx, e)
 }

@@ -69,8 +69,9 @@ func (c *Context) Unsubscribe(s *Subscription) {
 	c.subs = slices.DeleteFunc(c.subs, func(x *Subscription) bool { return x == s })
 }
 
-// dispatch runs the handlers of an event that the log has. The list is taken
-// once: who subscribes or unsubscribes meanwhile changes later events only.
+// dispatch runs the handlers of an event that the log has, and then asks its
+// gates. The list is taken once: who subscribes or unsubscribes meanwhile changes
+// later events only.
 func (c *Context) dispatch(e schemas.Event) error {
 	c.mu.Lock()
 	subs := slices.Clone(c.subs)
@@ -88,7 +89,10 @@ func (c *Context) dispatch(e schemas.Event) error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return c.askGates(e)
 }
 
 // Times of handlers.

@@ -196,6 +196,7 @@ func (c *Context) halt() {
 		return
 	}
 	defer close(c.halted)
+	c.endMachine()
 	if speaks {
 		c.flush(m, flushTime)
 	}

@@ -71,7 +71,9 @@ type Options struct {
 	// Describe says what a machine of that architecture will be.
 	Describe func(arch, start string) schemas.MachineSpec
 	// Signer returns who vouches for an analysis' log; without it nobody does.
-	Signer func(tenant, analysis string) Signer
+	Signer   func(tenant, analysis string) Signer
+	Gates    Gates    // services that protocols can ask; nil: none
+	Findings Findings // in which analyzers ask for something; nil: nowhere
 	// Reap ends every machine that a dead predecessor left running, and
 	// returns how many there were.
 	Reap func() (int, error)

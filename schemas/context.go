@@ -363,6 +363,9 @@ type StartAnalysis struct {
 	Artifacts []AnnouncedArtifact `json:"artifacts"`
 	Sources   []SourceCoverage    `json:"sources"`
 	Hooks     []HookCoverage      `json:"hooks"`
+	// Unheard is how many requests of analyzers came that were not looked at,
+	// since too many had come before.
+	Unheard int `json:"unheard,omitempty"`
 }
 
 // EventType implements [Typed].
@@ -449,7 +452,7 @@ func (RunAdopted) EventType() string { return ContextType(EventRunAdopted) }
 type GateAnswered struct {
 	Gate   string   `json:"gate"`
 	Event  string   `json:"event"`            // id of the event that it was asked about
-	Answer string   `json:"answer"`           // go, stop, timeout, absent or invalid
+	Answer string   `json:"answer"`           // go, stop, timeout, absent, invalid, or moot: the machine was ended meanwhile
 	Effect string   `json:"effect"`           // go or stop: what the sandbox does
 	Reason string   `json:"reason,omitempty"` // the service's own; untrusted text
 	Waited Duration `json:"waited"`

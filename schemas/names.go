@@ -19,14 +19,15 @@ type Kind string
 
 // The kinds that Petri itself announces. Analyzers may derive others.
 const (
-	KindSample   Kind = "sample"   // the bytes under analysis
-	KindMemory   Kind = "memory"   // an ELF core of the guest's RAM
-	KindPcap     Kind = "pcap"     // a [Manifest] of pcapng segments
-	KindTrace    Kind = "trace"    // a [Manifest] of trace segments (package trace)
-	KindConsole  Kind = "console"  // what the sample or the kernel printed
-	KindDropped  Kind = "dropped"  // a file that the sample left behind
-	KindDrops    Kind = "drops"    // the list of all files left behind, a [DropList]
-	KindTemplate Kind = "template" // what a warm machine was restored from, a [Template]
+	KindSample     Kind = "sample"     // the bytes under analysis
+	KindMemory     Kind = "memory"     // an ELF core of the guest's RAM
+	KindPcap       Kind = "pcap"       // a [Manifest] of pcapng segments
+	KindTrace      Kind = "trace"      // a [Manifest] of trace segments (package trace)
+	KindConsole    Kind = "console"    // what the sample or the kernel printed
+	KindDropped    Kind = "dropped"    // a file that the sample left behind
+	KindDrops      Kind = "drops"      // the list of all files left behind, a [DropList]
+	KindScreenshot Kind = "screenshot" // a picture of the guest's display
+	KindTemplate   Kind = "template"   // what a warm machine was restored from, a [Template]
 )
 
 // CheckKind reports why s is no kind.
@@ -35,6 +36,9 @@ func CheckKind(s Kind) error { return checkName("kind", string(s), 32, "-") }
 // CheckAnalyzer reports why s is no analyzer's name: it must match
 // [a-z][a-z0-9-]{0,31}.
 func CheckAnalyzer(s string) error { return checkName("analyzer name", s, 32, "-") }
+
+// CheckGate reports why s is no gate's name: it must match [a-z][a-z0-9-]{0,31}.
+func CheckGate(s string) error { return checkName("gate", s, 32, "-") }
 
 // CheckTenant reports why s is no tenant's name.
 func CheckTenant(s string) error { return checkName("tenant", s, 32, "-") }

@@ -3,6 +3,7 @@
 package fold
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -87,6 +88,10 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 			f.r.Coverage.Steps = add(f, "failed_steps", f.r.Coverage.Steps, d)
 			return fmt.Sprintf("step %d, %s: %s", d.Step, d.Name, d.Error)
 		})
+	case schemas.EventGateAnswered:
+		return read(e, f.gateAnswered)
+	case schemas.EventControlDecided:
+		return read(e, controlDetail)
 	case schemas.EventPreExec:
 		return read(e, func(d schemas.PreExec) string { return strings.Join(d.Command, " ") })
 	case schemas.EventPreDumpMemory:
@@ -149,6 +154,41 @@ func (f *Fold) poweredOn(d schemas.PostPoweron) string {
 	s := fmt.Sprintf("%s in %s", d.Machine.Start, d.Took)
 	if d.Fallback != "" {
 		s += " (" + d.Fallback + ")"
+	}
+	return s
+}
+
+// gateAnswered notes a gate that did not decide, and one that stopped.
+func (f *Fold) gateAnswered(d schemas.GateAnswered) string {
+	s := d.Gate + ": " + d.Answer
+	switch d.Answer {
+	case schemas.GateGo, schemas.GateStop:
+	default:
+		s += ", counts as " + d.Effect
+		f.undecided++
+		if len(f.gates) < maxGaps {
+			f.gates = append(f.gates, fmt.Sprintf("gate %s did not decide: %s, counted as %s", d.Gate, d.Answer, d.Effect))
+		}
+	}
+	if d.Reason != "" {
+		s += ": " + d.Reason
+	}
+	if d.Effect == schemas.GateStop && f.stoppedBy == "" {
+		f.stoppedBy = fmt.Sprintf("gate %s stopped it: %s", d.Gate, cmp.Or(d.Reason, d.Answer))
+	}
+	return fmt.Sprintf("%s (after %s)", s, d.Waited)
+}
+
+func controlDetail(d schemas.ControlDecided) string {
+	s := "denied"
+	if d.Granted {
+		s = "granted"
+	}
+	s = fmt.Sprintf("%s of %s: %s", d.Action, d.Analyzer, s)
+	for _, more := range []string{d.Effect, d.Reason} {
+		if more != "" {
+			s += ", " + more
+		}
 	}
 	return s
 }

@@ -54,7 +54,10 @@ type Fold struct {
 	expected  []string
 	faults    []string
 	nfaults   int
-	bad       int // events that could not be read
+	gates     []string // what gates failed to decide
+	undecided int
+	stoppedBy string // the first gate that said stop, and why
+	bad       int    // events that could not be read
 
 	whole          integrity
 	stdout, stderr console

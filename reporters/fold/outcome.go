@@ -68,6 +68,15 @@ func (f *Fold) coverage(r *schemas.Report, behavior []string) {
 	for _, t := range f.missing() {
 		gap("%s", t)
 	}
+	for _, t := range f.gates {
+		gap("%s", t)
+	}
+	if more := f.undecided - len(f.gates); more > 0 {
+		gap("%d more gates did not decide", more)
+	}
+	if f.start != nil && f.start.Unheard > 0 {
+		gap("%d requests of analyzers were not looked at: there were too many", f.start.Unheard)
+	}
 	for _, t := range f.faults {
 		gap("%s", t)
 	}
@@ -102,6 +111,8 @@ func (f *Fold) outcome(r *schemas.Report) schemas.ReportOutcome {
 		return o(schemas.OutcomeFailed, f.failed.Reason+": "+f.failed.Error)
 	case f.exited != nil && f.exited.Reason == "not_executed":
 		return o(schemas.OutcomeNotExecuted, f.exited.Error)
+	case f.started == nil && f.ending != "" && f.stoppedBy != "":
+		return o(schemas.OutcomeNotExecuted, f.stoppedBy)
 	case f.started == nil && f.ending != "":
 		return o(schemas.OutcomeNotExecuted, "there is no proof that the sample ran")
 	case !r.Coverage.Whole:

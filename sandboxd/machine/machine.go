@@ -52,6 +52,12 @@ type Machine interface {
 	Close() error
 }
 
+// A Screenshotter is a [Machine] whose guest has a display.
+type Screenshotter interface {
+	// Screenshot writes a picture of it to f, as PNG.
+	Screenshot(ctx context.Context, f *os.File) error
+}
+
 // An Observer takes what a machine reports. Calls come from several
 // goroutines, those about one source or file in order.
 type Observer interface {

@@ -14,6 +14,9 @@
 //	  - shutdown: {timeout: 10s, on_failure: poweroff}
 //	  - start_analysis
 //	  - wait_analysis: {timeout: 60s}
+//	gates:
+//	  - {on: run_sample, name: approve, timeout: 10s, otherwise: stop}
+//	control: {extend: 60s, stop: true, dump_memory: 2}
 package protocol
 
 import (
@@ -100,8 +103,10 @@ const (
 
 // A Protocol is a checked list of steps.
 type Protocol struct {
-	Name  string
-	Steps []Step
+	Name    string
+	Steps   []Step
+	Gates   []Gate
+	Control Control
 }
 
 // An Error is a mistake in a protocol's text.
@@ -165,8 +170,12 @@ func Parse(text string) (*Protocol, error) {
 			p.Name = value.Value
 		case "steps":
 			steps = value
+		case "gates":
+			errs = append(errs, p.readGates(value)...)
+		case "control":
+			errs = append(errs, p.readControl(value)...)
 		default:
-			errs = append(errs, at(key, "unknown key %q (a protocol has name and steps)", key.Value))
+			errs = append(errs, at(key, "unknown key %q (a protocol has name, steps, gates and control)", key.Value))
 		}
 	}
 	if steps == nil || steps.Kind != yaml.SequenceNode || len(steps.Content) == 0 {
@@ -186,6 +195,7 @@ func Parse(text string) (*Protocol, error) {
 	if len(errs) == 0 {
 		errs = append(errs, p.check()...)
 		errs = append(errs, p.checkUntil(steps)...)
+		errs = append(errs, p.checkGates()...)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -447,7 +457,8 @@ func reserved(name string) bool {
 	switch name {
 	case schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady, schemas.EventSampleStarted,
 		schemas.EventSampleExited, schemas.EventTreeExited, schemas.EventMachineOff, schemas.EventHookFailed, schemas.EventStepFailed,
-		schemas.EventExec, schemas.EventStartAnalysis, schemas.EventWaitAnalysis:
+		schemas.EventExec, schemas.EventStartAnalysis, schemas.EventWaitAnalysis,
+		schemas.EventGateAnswered, schemas.EventControlDecided, schemas.EventRunAdopted:
 		return true
 	}
 	return false

@@ -59,6 +59,7 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 		ID: id, Host: host, Version: Version, Dir: filepath.Join(c.Data, "run"), Parallel: c.Parallel, Slog: log,
 		InstallHooks: installHooks, Signer: func(tenant, analysis string) sandboxd.Signer { return b.NewSigner(key, tenant, analysis) },
 		Describe: fl.Describe, Reap: fl.Reap,
+		Gates: gatesAdapter{b}, Findings: b,
 	})
 	ready()
 	return w.Run(ctx)
@@ -174,6 +175,17 @@ func (j jobAdapter) Token() string                     { return j.j.ReleaseToken
 func (j jobAdapter) Keepalive(ctx context.Context)     { j.j.Keepalive(ctx) }
 func (j jobAdapter) Done(ctx context.Context) error    { return j.j.Done(ctx) }
 func (j jobAdapter) Release(after time.Duration) error { return j.j.Release(after) }
+
+// gatesAdapter gives sandboxd the gates.
+type gatesAdapter struct{ b *bus.Bus }
+
+func (g gatesAdapter) Ask(ctx context.Context, tenant, gate string, e schemas.Event) ([]byte, error) {
+	answer, err := g.b.AskGate(ctx, tenant, gate, e)
+	if errors.Is(err, bus.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", sandboxd.ErrNoGate, err)
+	}
+	return answer, err
+}
 
 // endingsAdapter gives sandboxd the wait and the ending.
 type endingsAdapter struct{ *bus.Bus }
