@@ -14,8 +14,12 @@ import (
 )
 
 // amend notes an answer that came after its analysis had ended; seq is where
-// its receipt lies. Of an answer that has been noted already it writes nothing.
+// its receipt lies. Of an answer that has been noted already it writes nothing,
+// nor of one of a run: those change nothing until they are adopted.
 func (c *Clerk) amend(ctx context.Context, t schemas.TaskRef, seq uint64) error {
+	if t.Run != schemas.LiveRun {
+		return nil
+	}
 	if before, err := c.beforeEnding(ctx, t); before || err != nil {
 		return err
 	}

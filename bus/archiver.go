@@ -269,43 +269,17 @@ func (x *Archiver) tasks(ctx context.Context, tenant, analysis string) error {
 
 // runs looks for runs that may come to the analysis.
 func (x *Archiver) runs(ctx context.Context, tenant, analysis string) error {
-	kv, err := x.b.js.KeyValue(ctx, kvRuns)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil
-	}
+	list, err := x.b.Runs(ctx, tenant)
 	if err != nil {
-		return fmt.Errorf("list the runs: %w", err)
+		return err
 	}
-	keys, err := kv.ListKeys(ctx)
-	if err != nil {
-		return fmt.Errorf("list the runs: %w", err)
-	}
-	var names []string
-	for k := range keys.Keys() {
-		names = append(names, k)
-	}
-	for _, k := range names {
-		v, err := kv.Get(ctx, k)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("list the runs: %w", err)
-		}
-		var r schemas.RunState
-		if json.Unmarshal(v.Value(), &r) != nil || r.Tenant != tenant || r.Analysis != "" && r.Analysis != analysis {
-			continue
-		}
-		switch r.State {
-		case "listing", "running", "paused":
-			return notYet("run %s of %s is %s", r.Run, r.Analyzer, r.State)
+	for _, r := range list {
+		if !r.Ended() && (r.Analysis == "" || r.Analysis == analysis) {
+			return notYet("run %s of %s is %s", r.Run, r.Analyzers, r.State)
 		}
 	}
 	return nil
 }
-
-// kvRuns is the bucket of the runs' states.
-const kvRuns = "RUNS"
 
 // write makes the file of an analysis up to a sequence and reads it back.
 func (x *Archiver) write(ctx context.Context, tenant, analysis string, old archived, last uint64) (schemas.ArchiveEntry, error) {

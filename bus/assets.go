@@ -17,6 +17,7 @@ const (
 	streamInbox = "INBOX"
 	streamJobs  = "JOBS"
 	streamDead  = "DEAD"
+	streamRuns  = "RUNS"
 
 	bucketArtifacts = "ART"
 	bucketReports   = "REP"
@@ -27,6 +28,7 @@ const (
 	kvLease    = "LEASE"
 	kvState    = "STATE"
 	kvArchive  = "ARCHIVE"
+	kvRuns     = "RUNS"
 )
 
 // MaxPayload is the largest message that the server must take, in bytes: one
@@ -88,6 +90,11 @@ func (l Limits) streams() []jetstream.StreamConfig {
 			MaxMsgs: l.Jobs, MaxMsgSize: MaxPayload, Duplicates: 24 * time.Hour, AllowDirect: true,
 		},
 		{
+			Name: streamRuns, Description: "tasks of runs that wait for their analyzers, and the runs for who drives them",
+			Subjects: []string{runPrefix + ">"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
+			MaxBytes: 1 << 30, MaxMsgSize: MaxEvent, Duplicates: dupWindow, AllowDirect: true,
+		},
+		{
 			Name: streamDead, Description: "what could not be processed",
 			Subjects:  []string{"dead.*.*", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
@@ -117,6 +124,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 		{Bucket: kvLease, Description: "who runs an analysis", TTL: leaseTTL},
 		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
 		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
+		{Bucket: kvRuns, Description: "runs of analyzers over past artifacts: state and list"},
 	}
 }
 

@@ -67,6 +67,9 @@ func (c *Clerk) open(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 	if err := c.registered(ctx, t); err != nil {
 		return nil, err
 	}
+	if t.Run != schemas.LiveRun {
+		return c.b.listed(ctx, t)
+	}
 	if t.SHA256 == nil {
 		_, err := c.ledger.anyMsg(ctx, contextSubject(t.Tenant, t.Analysis, schemas.EventStartAnalysis))
 		if errors.Is(err, ErrNotFound) {

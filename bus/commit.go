@@ -15,6 +15,11 @@ import (
 func (c *Clerk) messages(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact, at time.Time) ([]batchMsg, error) {
 	var msgs []batchMsg
 	next := map[string]int{}
+	if f.Task.Run != schemas.LiveRun {
+		// An announcement would give every analyzer that follows analyses a
+		// task: what a run derives is not announced.
+		f.Derived = nil
+	}
 	for i := range f.Derived {
 		m, err := c.derived(ctx, f, parent, i, at, next)
 		if err != nil {

@@ -64,14 +64,14 @@ func consume(ctx context.Context, cons jetstream.Consumer, handle jetstream.Mess
 }
 
 // Endings calls fn with the ending of every analysis, and with every amendment
-// after it, each at least once, in the log's order, until ctx is done. name
+// and adopted run after it, each at least once, in the log's order, until ctx is done. name
 // keeps the place over restarts. An event for which fn fails comes again.
 func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Context, e schemas.Event) error) error {
 	if err := schemas.CheckAnalyzer(name); err != nil {
 		return err
 	}
 	var subjects []string
-	for _, ev := range []string{schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended} {
+	for _, ev := range []string{schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended, schemas.EventRunAdopted} {
 		subjects = append(subjects, contextSubject("*", "*", ev))
 	}
 	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{

@@ -30,6 +30,9 @@ func (b *Bus) Register(ctx context.Context, r schemas.Registration) error {
 	if err := b.ensureStream(ctx, objectStream(bucketUploads+r.Name, "what "+r.Name+" has handed in and the clerk not yet verified", 8<<30, uploadTTL), replicas); err != nil {
 		return err
 	}
+	if _, err := b.js.CreateOrUpdateConsumer(ctx, streamRuns, runConsumer(r.Name)); err != nil {
+		return fmt.Errorf("make the consumer of the runs of %s: %w", r.Name, err)
+	}
 	return register(ctx, registrar{b}, r)
 }
 
@@ -211,6 +214,17 @@ func (b *Bus) registered(ctx context.Context, r schemas.Registration) (seq uint6
 }
 
 func liveConsumerName(analyzer string) string { return "az-" + analyzer + "-" + schemas.LiveRun }
+
+func runConsumerName(analyzer string) string { return "az-" + analyzer + "-run" }
+
+// runConsumer has the tasks of all runs of an analyzer. They are given out
+// until they are answered: the runner answers what it has tried too often.
+func runConsumer(analyzer string) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable: runConsumerName(analyzer), FilterSubject: runPrefix + analyzer + ".*.*",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: TaskAckWait, MaxDeliver: -1, MaxAckPending: 1000,
+	}
+}
 
 // TaskAckWait is how long a task may be without a sign of life before it is
 // given out again.

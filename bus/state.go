@@ -138,7 +138,7 @@ func (s *Summary) apply(e schemas.Event) {
 			s.Sample, s.Attempt, s.RetryOf, s.Submitted = sub.Submission.Sample, sub.Attempt, sub.RetryOf, sub.Submission.Submitted
 		}
 		s.Status = e.Name()
-	case e.Name() != schemas.EventAmended:
+	case e.Name() != schemas.EventAmended && e.Name() != schemas.EventRunAdopted:
 		s.Status = e.Name()
 		s.Ended = s.Ended || schemas.Ending(e.Name())
 	}

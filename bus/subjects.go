@@ -93,8 +93,10 @@ func inboxSubject(t schemas.TaskRef) string {
 }
 
 // taskToken names a task in one token.
-func taskToken(t schemas.TaskRef) string {
-	return schemas.Sum(fmt.Appendf(nil, "%s/%s/%s/%s/%s", t.Tenant, t.Analysis, t.Run, t.Analyzer, t.Token())).Token()
+func taskToken(t schemas.TaskRef) string { return taskSum(t).Token() }
+
+func taskSum(t schemas.TaskRef) schemas.Digest {
+	return schemas.Sum(fmt.Appendf(nil, "%s/%s/%s/%s/%s", t.Tenant, t.Analysis, t.Run, t.Analyzer, t.Token()))
 }
 
 func deadSubject(stream, consumer string) string { return "dead." + stream + "." + consumer }

@@ -22,6 +22,7 @@ type Task struct {
 	Artifact *schemas.Artifact // none for a task over the analysis
 	Attempt  int               // from 1
 
+	Force     bool               // do the work, whatever earlier receipts answer
 	Artifacts []schemas.Artifact // of a task over the analysis: what it has announced so far, each once
 	msg       jetstream.Msg
 }
@@ -37,9 +38,10 @@ func (t *Task) Done(ctx context.Context) error {
 // Retry gives the task back.
 func (t *Task) Retry(after time.Duration) error { return t.msg.NakWithDelay(after) }
 
-// NextTask waits for a task of a registered analyzer. A task whose receipt the
-// log has already is not given out. Nothing is fetched ahead: what waits in a
-// client is given to somebody else when its time is up.
+// NextTask waits for a task of a registered analyzer: one of an analysis that
+// goes on, or, if there is none, one of a run. A task whose receipt the log has
+// already is not given out. Nothing is fetched ahead: what waits in a client is
+// given to somebody else when its time is up.
 func (b *Bus) NextTask(ctx context.Context, analyzer string) (*Task, error) {
 	tasks, err := b.NextTasks(ctx, analyzer, 1)
 	if err != nil {
@@ -48,50 +50,71 @@ func (b *Bus) NextTask(ctx context.Context, analyzer string) (*Task, error) {
 	return tasks[0], nil
 }
 
+// Idle times of an analyzer that waits for a live task, after which it looks
+// for one of a run: the longer when there has been none lately.
+const (
+	idleRun  = 100 * time.Millisecond
+	idleLive = time.Second
+)
+
 // NextTasks is NextTask for whoever can work on several tasks at once: it waits
 // for one and returns at most n, those that are there.
 func (b *Bus) NextTasks(ctx context.Context, analyzer string, n int) ([]*Task, error) {
 	if err := schemas.CheckAnalyzer(analyzer); err != nil {
 		return nil, err
 	}
-	cons, err := b.consumer(ctx, streamLog, liveConsumerName(analyzer))
+	live, err := b.consumer(ctx, streamLog, liveConsumerName(analyzer))
 	if err != nil {
 		return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
 	}
-	for there := n > 1; ; there = false { // at first only what is there
-		tasks, err := b.fetchTasks(ctx, cons, analyzer, n, there)
+	runs, err := b.consumer(ctx, streamRuns, runConsumerName(analyzer))
+	if err != nil {
+		return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
+	}
+	liveTask := func(m jetstream.Msg) *Task { return b.task(ctx, analyzer, m) }
+	runTask := func(m jetstream.Msg) *Task { return b.runTask(ctx, analyzer, m) }
+	for idle := idleRun; ; idle = min(2*idle, idleLive) {
+		// First what is there, of analyses before runs, then what comes.
+		tasks, err := fetchTasks(liveTask)(live.FetchNoWait(n))
+		if len(tasks) == 0 && err == nil {
+			tasks, err = fetchTasks(runTask)(runs.FetchNoWait(n))
+		}
+		if len(tasks) == 0 && err == nil && ctx.Err() == nil {
+			try, cancel := context.WithTimeout(ctx, idle)
+			tasks, err = fetchTasks(liveTask)(live.Fetch(1, jetstream.FetchContext(try)))
+			cancel()
+		}
 		if len(tasks) > 0 {
 			return tasks, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if err != nil && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
+		if err != nil {
 			b.forget(streamLog, liveConsumerName(analyzer)) // it may have been made anew
+			b.forget(streamRuns, runConsumerName(analyzer))
 			return nil, fmt.Errorf("take a task of %s: %w", analyzer, err)
 		}
 	}
 }
 
-// fetchTasks asks for tasks once: for those that are there, or for one to come.
-func (b *Bus) fetchTasks(ctx context.Context, cons jetstream.Consumer, analyzer string, n int, there bool) ([]*Task, error) {
-	var batch jetstream.MessageBatch
-	var err error
-	if there {
-		batch, err = cons.FetchNoWait(n)
-	} else {
-		batch, err = cons.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(2*time.Second))
-	}
-	if err != nil {
-		return nil, err
-	}
-	var tasks []*Task
-	for m := range batch.Messages() {
-		if t := b.task(ctx, analyzer, m); t != nil {
-			tasks = append(tasks, t)
+// fetchTasks reads the messages of a batch as tasks.
+func fetchTasks(read func(jetstream.Msg) *Task) func(jetstream.MessageBatch, error) ([]*Task, error) {
+	return func(batch jetstream.MessageBatch, err error) ([]*Task, error) {
+		var tasks []*Task
+		if err == nil {
+			for m := range batch.Messages() {
+				if t := read(m); t != nil {
+					tasks = append(tasks, t)
+				}
+			}
+			err = batch.Error()
 		}
+		if errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+			err = nil // there was nothing
+		}
+		return tasks, err
 	}
-	return tasks, batch.Error()
 }
 
 // taskOf reads an event of the log as what an analyzer owes for it.

@@ -65,28 +65,3 @@ type ArchivedArtifact struct {
 	Occurrences int    `json:"occurrences"`
 	Depth       int    `json:"depth,omitempty"` // of the first announcement
 }
-
-// RunState says how far a run of an analyzer over past artifacts has come. It
-// can be made again from the log.
-type RunState struct {
-	Run      string    `json:"run"` // r-<id>
-	Tenant   string    `json:"tenant"`
-	Analyzer string    `json:"analyzer"`
-	Analysis string    `json:"analysis,omitempty"` // of a replay
-	Kinds    []Kind    `json:"kinds,omitempty"`    // none: those that the analyzer takes
-	Since    time.Time `json:"since,omitzero"`     // of a hunt: analyses submitted from then on
-	From     uint64    `json:"from,omitempty"`     // of a replay: sequence of the log
-	Imported bool      `json:"imported,omitempty"` // also, or of a hunt only, imported analyses
-	Force    bool      `json:"force,omitempty"`    // do not answer from earlier receipts
-	Parallel int       `json:"parallel,omitempty"` // tasks given out at a time
-	State    string    `json:"state"`              // listing, running, paused, cancelled, done or failed
-	Error    string    `json:"error,omitempty"`
-	Total    int       `json:"total"` // tasks; final once State is not listing
-	Done     int       `json:"done"`
-	Failed   int       `json:"failed"`
-	Skipped  int       `json:"skipped"`
-	Reused   int       `json:"reused"`
-	Gone     int       `json:"gone"` // whose analysis was deleted meanwhile
-	Created  time.Time `json:"created"`
-	Updated  time.Time `json:"updated"`
-}

@@ -52,7 +52,7 @@ var types = sync.OnceValue(func() []TypeInfo {
 	list = append(list, contextTypes()...)
 	for _, v := range []Typed{
 		Artifact{}, Segment{}, FindingCommitted{}, Receipt{}, FinishedTask{},
-		Registration{}, Unregistration{}, ReportWritten{}, Submission{}, Checkpoint{}, Tombstone{},
+		Registration{}, Unregistration{}, ReportWritten{}, Submission{}, RunTask{}, Checkpoint{}, Tombstone{},
 	} {
 		list = append(list, TypeInfo{v.EventType(), FormEvent, v, ""})
 	}

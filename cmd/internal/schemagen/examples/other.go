@@ -82,6 +82,13 @@ func otherFacts() []fact {
 			Name: "static", Version: "1.0.0", Config: ptr(configDigest), Kinds: []schemas.Kind{schemas.KindSample, schemas.KindDropped},
 			Scope: schemas.ScopeArtifact, Deadline: schemas.Duration(time.Minute),
 		}, tenant: "_registry", id: "static/01M7WWPHSK3QZV8E5T2RC9B7DN", at: at(-900), origin: host},
+		{data: schemas.RunTask{
+			Task: schemas.TaskRef{
+				Tenant: tenant, Analysis: analysis, Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", Analyzer: "static",
+				SHA256: ptr(sampleDigest), Kind: schemas.KindSample,
+			},
+			Artifact: &schemas.Artifact{Kind: schemas.KindSample, SHA256: sampleDigest, Size: 16568, Name: "hello"},
+		}, id: "run/r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA/static/" + sampleDigest.Token(), at: at(80_000), origin: host},
 		{data: schemas.Checkpoint{
 			At: schemas.EventStartAnalysis, Events: 41, Root: schemas.Sum([]byte("root")),
 			Key: schemas.Sum([]byte("key")).String(), Signature: []byte("sixty-four bytes of an Ed25519 signature (RFC 8032) stand here.."),
