@@ -85,6 +85,9 @@ func (a *Attached) Leave(ctx context.Context, say func(text string)) {
 	}
 }
 
+// Own reports whether the node is ours, and stops with us.
+func (a *Attached) Own() bool { return a.node != nil }
+
 // Close stops the node, if it is ours.
 func (a *Attached) Close() {
 	if a.node != nil {
