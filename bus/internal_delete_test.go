@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -20,4 +22,40 @@ func (b *Bus) Entomb(ctx context.Context, t schemas.Tombstone) error {
 // UndertakeWithin is Undertake that looks a second time after settle.
 func (b *Bus) UndertakeWithin(ctx context.Context, log *slog.Logger, settle time.Duration) error {
 	return b.undertake(ctx, log, settle)
+}
+
+// SetClock gives the store another clock.
+func (b *Bus) SetClock(now func() time.Time) { b.now = now }
+
+// LoseMeta takes an object's meta record away, and leaves its chunks.
+func (s *Store) LoseMeta(ctx context.Context, d schemas.Digest) error {
+	st, err := s.b.js.Stream(ctx, s.stream())
+	if err != nil {
+		return err
+	}
+	return st.Purge(ctx, jetstream.WithPurgeSubject(s.metaSubject(d.String())))
+}
+
+// LoseChunks takes an object's chunks away, and leaves its meta record.
+func (s *Store) LoseChunks(ctx context.Context, d schemas.Digest) error {
+	o, err := s.Stat(ctx, d)
+	if err != nil {
+		return err
+	}
+	st, err := s.b.js.Stream(ctx, s.stream())
+	if err != nil {
+		return err
+	}
+	return st.Purge(ctx, jetstream.WithPurgeSubject(s.chunkSubject(o.meta.NUID)), jetstream.WithPurgeKeep(uint64(o.meta.Chunks-1)))
+}
+
+// RemoveStale removes an object as a collector would that looked at it a while
+// ago, before f.
+func (s *Store) RemoveStale(ctx context.Context, d schemas.Digest, f func()) (bool, error) {
+	o, err := s.Stat(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	f()
+	return s.remove(ctx, o)
 }

@@ -55,6 +55,13 @@ type Store interface {
 	Open(ctx context.Context, d schemas.Digest) (io.ReadCloser, int64, error)
 }
 
+// Keeper is a [Store] that removes what nobody refers to. Keep says that
+// somebody is about to refer to what was stored long ago; an error says that it
+// must be put again.
+type Keeper interface {
+	Keep(ctx context.Context, d schemas.Digest) error
+}
+
 // Roomy is a [Store] that knows the disk below it, which is also that of the
 // analyses' own directories. Room fails if the disk does not have n more bytes.
 type Roomy interface {

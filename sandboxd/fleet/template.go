@@ -332,7 +332,9 @@ func (f *Fleet) announce(ctx context.Context, t *template, s sandboxd.MachineSpe
 	r, size, err := f.opts.Store.Open(ctx, t.digest)
 	if err == nil {
 		r.Close()
-	} else {
+		err = f.keepTemplate(ctx, t)
+	}
+	if err != nil {
 		img := filepath.Join(f.opts.Images.Cache, "guests", s.Arch, t.Image[:16])
 		for _, p := range []string{filepath.Join(img, "kernel"), filepath.Join(img, "initramfs"), t.statePath(), filepath.Join(t.dir, "ram")} {
 			if err := f.storeFile(ctx, p); err != nil {
@@ -353,6 +355,20 @@ func (f *Fleet) announce(ctx context.Context, t *template, s sandboxd.MachineSpe
 	return s.Announce(ctx, schemas.Artifact{
 		Kind: schemas.KindTemplate, SHA256: t.digest, Size: size, MediaType: schemas.TemplateMediaType, Name: "warm template",
 	})
+}
+
+// keepTemplate says that a stored template is in use again.
+func (f *Fleet) keepTemplate(ctx context.Context, t *template) error {
+	k, ok := f.opts.Store.(sandboxd.Keeper)
+	if !ok {
+		return nil
+	}
+	for _, d := range []schemas.Digest{t.digest, t.Kernel, t.Initramfs, t.RAM, t.State} {
+		if err := k.Keep(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *Fleet) storeFile(ctx context.Context, path string) error {

@@ -62,7 +62,11 @@ type roomyStore struct {
 	dir string
 }
 
-var _ sandboxd.Roomy = roomyStore{}
+var (
+	_ sandboxd.Roomy  = roomyStore{}
+	_ sandboxd.Keeper = roomyStore{}
+	_ sandboxd.Keeper = storeAdapter{}
+)
 
 // Room implements [sandboxd.Roomy].
 func (s roomyStore) Room(n int64) error {
@@ -78,4 +82,12 @@ func (s roomyStore) Put(ctx context.Context, k schemas.Kind, r io.Reader) (schem
 		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", k, err)
 	}
 	return s.Store.Put(ctx, k, r)
+}
+
+// Keep implements [sandboxd.Keeper].
+func (s roomyStore) Keep(ctx context.Context, d schemas.Digest) error {
+	if k, ok := s.Store.(sandboxd.Keeper); ok {
+		return k.Keep(ctx, d)
+	}
+	return nil
 }

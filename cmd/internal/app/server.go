@@ -39,6 +39,7 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 	g.Go(func() error { return b.Project(ctx, log) })
 	g.Go(func() error { return b.Undertake(ctx, log) })
 	g.Go(func() error { return b.DriveRuns(ctx, log) })
+	g.Go(func() error { return b.KeepClean(ctx, log) })
 	g.Go(func() error {
 		return bus.NewArchiver(b, bus.ArchiverOptions{After: c.ArchiveAfter, Log: log}).Run(ctx)
 	})
