@@ -56,6 +56,20 @@ type Preflighter interface {
 	Preflight(ctx context.Context) error
 }
 
+// Configured is an optional part of an [Analyzer] that is not in the program but
+// was made from a configuration. The child gets the configuration, and a [Maker]
+// in its list makes the analyzer anew.
+type Configured interface {
+	// Configuration returns what Make takes.
+	Configuration() ([]byte, error)
+}
+
+// Maker is an optional part of an element of a child's list that stands for all
+// analyzers that it can make. There is at most one in a list.
+type Maker interface {
+	Make(configuration []byte) (Analyzer, error)
+}
+
 // Defaults of [Info].
 const (
 	DefaultDeadline = time.Minute
@@ -71,6 +85,7 @@ type Info struct {
 	Name    string          // [schemas.CheckAnalyzer]
 	Version string          // semantic: change it whenever the output changes
 	Rules   *schemas.Digest // of the rule set that it uses, if any
+	Config  *schemas.Digest // of what it was configured with, if anything
 
 	Kinds []schemas.Kind // of scope artifact: what it has a task for each of
 	Scope schemas.Scope  // empty: [schemas.ScopeArtifact]
@@ -81,6 +96,13 @@ type Info struct {
 	Memory   int64         // bytes; zero: [DefaultMemory]
 	Threads  int           // that run at once; zero: 1
 	Exec     bool          // it starts programs: it may open files, and they run under the same limits
+	MaxInput int64         // bytes of an artifact; zero: [Options].MaxInput
+
+	// Of programs that it starts:
+
+	CPU       time.Duration // of each; zero: what the deadline and the threads allow
+	Network   bool          // they may use the host's network
+	Processes int           // that run at once; zero: there is no limit of its own
 }
 
 // fill sets the defaults.
@@ -104,7 +126,7 @@ func (i Info) fill() Info {
 func (i Info) Registration() schemas.Registration {
 	i = i.fill()
 	return schemas.Registration{
-		Name: i.Name, Version: i.Version, Rules: i.Rules, Kinds: i.Kinds, Scope: i.Scope, After: i.After,
+		Name: i.Name, Version: i.Version, Rules: i.Rules, Config: i.Config, Kinds: i.Kinds, Scope: i.Scope, After: i.After,
 		Deadline: schemas.Duration(i.Deadline),
 	}
 }
@@ -128,8 +150,8 @@ func (i Info) Check() error {
 		return fmt.Errorf("after %.40q: only an analyzer of scope analysis can start after %q", i.After, AfterArtifacts)
 	case len(i.Reads) > 0 && i.Scope != schemas.ScopeAnalysis:
 		return fmt.Errorf("only an analyzer of scope analysis reads artifacts besides its own")
-	case i.Deadline < 0 || i.Memory < 0 || i.Threads < 0:
-		return fmt.Errorf("deadline, memory and threads cannot be negative")
+	case i.Deadline < 0 || i.Memory < 0 || i.Threads < 0 || i.CPU < 0 || i.Processes < 0 || i.MaxInput < 0:
+		return fmt.Errorf("deadline, memory, threads and other limits cannot be negative")
 	case i.Memory < 16<<20:
 		return fmt.Errorf("memory of %d bytes is less than a program needs (16 MiB)", i.Memory)
 	}

@@ -27,6 +27,7 @@ type answer struct {
 	derived  []schemas.Derived
 	result   *schemas.ResultRef
 	cut      *schemas.TaskCut
+	printed  string // to standard error
 }
 
 func failed(format string, args ...any) answer {

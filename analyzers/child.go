@@ -11,7 +11,6 @@ import (
 	"io"
 	"iter"
 	"os"
-	"slices"
 	"syscall"
 
 	"github.com/petri-sandbox/petri/analyzers/internal/jail"
@@ -97,14 +96,14 @@ func confine(req request) (jail.Status, error) {
 
 // work runs the analyzer and writes all but the end.
 func work(list []Analyzer, req request, w *bufio.Writer) (endFrame, error) {
-	i := slices.IndexFunc(list, func(a Analyzer) bool { return a.Info().Name == req.Analyzer })
-	if i < 0 || list[i].Info().Version != req.Version {
-		return endFrame{}, fmt.Errorf("the child has no analyzer %q of version %s", req.Analyzer, req.Version)
+	a, err := find(list, req)
+	if err != nil {
+		return endFrame{}, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), req.Deadline.D())
 	defer cancel()
 	g := &gather{limits: req.Limits, out: pipeOutlet{w}}
-	err := list[i].Analyze(ctx, req.job(), g)
+	err = a.Analyze(ctx, req.job(), g)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	end := endFrame{Status: schemas.TaskDone}
@@ -126,6 +125,27 @@ func work(list []Analyzer, req request, w *bufio.Writer) (endFrame, error) {
 		}
 	}
 	return end, nil
+}
+
+// find returns the analyzer that a request asks for.
+func find(list []Analyzer, req request) (Analyzer, error) {
+	for _, a := range list {
+		if req.Config != nil {
+			m, ok := a.(Maker)
+			if !ok {
+				continue
+			}
+			made, err := m.Make(req.Config)
+			if err != nil {
+				return nil, fmt.Errorf("make analyzer %q: %w", req.Analyzer, err)
+			}
+			a = made
+		}
+		if i := a.Info(); i.Name == req.Analyzer && i.Version == req.Version {
+			return a, nil
+		}
+	}
+	return nil, fmt.Errorf("the child has no analyzer %q of version %s", req.Analyzer, req.Version)
 }
 
 // job makes the analyzer's job from the request and the inherited files.

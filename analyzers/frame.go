@@ -70,6 +70,7 @@ type limits struct {
 type request struct {
 	Analyzer string           `json:"analyzer"` // empty: only say hello
 	Version  string           `json:"version"`
+	Config   []byte           `json:"config,omitempty"` // of an analyzer that a [Maker] makes
 	Jail     jail.Limits      `json:"jail"`
 	Threads  int              `json:"threads"`
 	Deadline schemas.Duration `json:"deadline"` // of Analyze's context

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/petri-sandbox/petri/analyzers/internal/jail"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -139,6 +140,12 @@ func Run(ctx context.Context, list []Analyzer, s Services, o Options) error {
 	r := &runner{services: s, opts: o, spawner: sp, slots: make(chan struct{}, o.Concurrency)}
 	o.Log.Info("analyzers are confined", "namespaces", sp.level.String(), "uid", sp.status.UID, "empty_root", sp.status.Root,
 		"syscall_filter", sp.status.Filter, "memory_limit", sp.status.Memory, "no_network", sp.status.Network)
+	for _, a := range list {
+		if i := a.Info(); i.Exec {
+			o.Log.Info("programs that an analyzer starts are confined", "analyzer", i.Name, "uid", sp.status.UID, "namespaces", sp.level.String(),
+				"landlock", jail.Landlock(), "syscall_filter", sp.status.Filter, "memory_limit", sp.status.Memory, "no_network", sp.status.Network && !i.Network)
+		}
+	}
 	if !sp.status.Network && !o.Unconfined {
 		return fmt.Errorf("%w: neither network namespaces nor system-call filters are permitted; allow one of them to this process, or set Unconfined", ErrUnconfined)
 	}

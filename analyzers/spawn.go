@@ -97,6 +97,7 @@ func (s *spawner) run(ctx context.Context, req request, files []*os.File, store 
 	var up *uploadError
 	switch {
 	case said == nil:
+		a.printed = stderr
 		return a, nil
 	case context.Cause(ctx) == errDeadline:
 		return failed("%s; the analyzer was killed", deadlineText(req.Deadline.D())), nil
@@ -178,7 +179,7 @@ func (s *spawner) start(req request, files []*os.File) (*process, error) {
 		Dir:   fmt.Sprintf("/proc/self/fd/%d", s.empty.Fd()),
 		Stdin: in[0], Stdout: errs[1], Stderr: errs[1], // a library that prints does not write frames
 		ExtraFiles:  append([]*os.File{out[1]}, files...),
-		SysProcAttr: s.level.Attr(),
+		SysProcAttr: s.level.Attr(req.Jail.Network),
 	}
 	err = c.cmd.Start()
 	closeAll(in[0], out[1], errs[1])

@@ -62,6 +62,7 @@ func (s *spool) file(fill func(io.Writer) error) (int64, error) {
 func tempFile(dir string) (w, r *os.File, err error) {
 	if fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600); err == nil {
 		w = os.NewFile(uintptr(fd), "spool")
+		readable(w)
 		if r, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil {
 			return w, r, nil
 		}
@@ -71,6 +72,7 @@ func tempFile(dir string) (w, r *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	readable(w)
 	r, err = os.Open(w.Name())
 	if err := errors.Join(err, os.Remove(w.Name())); err != nil {
 		closeAll(w, r)
@@ -78,6 +80,11 @@ func tempFile(dir string) (w, r *os.File, err error) {
 	}
 	return w, r, nil
 }
+
+// readable permits a program that was given a spooled file to open it again as
+// /dev/fd/N, though it is another user's. Nobody else finds a file without a
+// name.
+func readable(f *os.File) { _ = f.Chmod(0o444) } // else there is standard input
 
 // artifact spools an artifact, or the bytes that its manifest stands for. Only
 // the sandbox's own manifests count: an analyzer's could name anything.

@@ -29,6 +29,10 @@ type AnalyzerStats struct {
 	Dropped uint64 // deliveries given back
 	Poison  uint64 // of the failed: delivered too often
 	Running int
+
+	LastError string    // of the last task that failed
+	LastAt    time.Time // when it was handed in
+
 	// Took counts tasks by how long they took: Took[i] those below Bounds[i],
 	// and the last one the rest.
 	Took [len(Bounds) + 1]uint64
@@ -91,7 +95,7 @@ func (s *Stats) update(name string, f func(*AnalyzerStats)) {
 	f(a)
 }
 
-func (s *Stats) finished(name, status string, took time.Duration) {
+func (s *Stats) finished(name, status, why string, took time.Duration) {
 	s.update(name, func(a *AnalyzerStats) {
 		switch status {
 		case schemas.TaskDone:
@@ -100,6 +104,7 @@ func (s *Stats) finished(name, status string, took time.Duration) {
 			a.Skipped++
 		default:
 			a.Failed++
+			a.LastError, a.LastAt = why, time.Now()
 		}
 		i, _ := slices.BinarySearch(Bounds[:], took+1)
 		a.Took[i]++

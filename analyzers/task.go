@@ -66,7 +66,7 @@ func (t *task) run(ctx context.Context) {
 	}
 	took := time.Since(start)
 	done := schemas.FinishedTask{
-		Task: t.Ref, Version: t.info.Version, Rules: t.info.Rules, Instance: t.runner.opts.Instance,
+		Task: t.Ref, Version: t.info.Version, Rules: t.info.Rules, Config: t.info.Config, Instance: t.runner.opts.Instance,
 		Status: a.status, Error: a.err, Findings: a.findings, Derived: a.derived, Result: a.result, Cut: a.cut,
 		Took: schemas.Duration(took.Round(time.Microsecond)),
 	}
@@ -78,7 +78,7 @@ func (t *task) run(ctx context.Context) {
 		t.runner.giveBack(ctx, log, t.info.Name, t.delivery, t.delay(ctx))
 		return
 	}
-	t.runner.opts.Stats.finished(t.info.Name, a.status, took)
+	t.runner.opts.Stats.finished(t.info.Name, a.status, a.err, took)
 	if err := t.delivery.Ack(ctx); err != nil {
 		log.Warn("acknowledging a task failed", "error", err) // it comes again and is handed in twice, which the receipt bears
 	}
@@ -88,6 +88,9 @@ func (t *task) run(ctx context.Context) {
 	}
 	if a.err != "" {
 		log = log.With("error", a.err)
+	}
+	if a.printed != "" {
+		log = log.With("stderr", line(a.printed, maxStderr))
 	}
 	log.Log(ctx, level, "task finished", "status", a.status, "findings", len(a.findings), "derived", len(a.derived), "took", took)
 }
@@ -113,9 +116,12 @@ func (t *task) answer(ctx context.Context) (answer, error) {
 	if err := t.gate.open(ctx); err != nil {
 		return answer{status: schemas.TaskSkipped, err: line(err.Error(), maxError)}, nil
 	}
-	sp := &spool{dir: t.runner.opts.Dir, store: t.runner.services.Store, limit: t.runner.opts.maxInput}
+	sp := &spool{dir: t.runner.opts.Dir, store: t.runner.services.Store, limit: t.maxInput}
 	defer sp.close()
-	req := t.request()
+	req, err := t.request()
+	if err != nil {
+		return answer{}, badInput("%v", err)
+	}
 	if err := t.fetch(ctx, sp, &req); err != nil {
 		return answer{}, err
 	}
@@ -141,16 +147,45 @@ func (t *task) check() error {
 	return nil
 }
 
-func (t *task) request() request {
-	return request{
+func (t *task) maxInput(k schemas.Kind) int64 {
+	if t.info.MaxInput > 0 {
+		return t.info.MaxInput
+	}
+	return t.runner.opts.maxInput(k)
+}
+
+func (t *task) request() (request, error) {
+	req := request{
 		Analyzer: t.info.Name, Version: t.info.Version, Threads: t.info.Threads, Deadline: schemas.Duration(t.info.Deadline),
 		Task: t.Ref, Events: -1,
 		Jail: jail.Limits{
-			Memory: t.info.Memory, CPU: t.info.Deadline*time.Duration(t.info.Threads) + 2*time.Second, Files: 32, Exec: t.info.Exec,
+			Memory: t.info.Memory, CPU: t.info.Deadline*time.Duration(t.info.Threads) + 2*time.Second, Files: 32,
+			Exec: t.info.Exec, Network: t.info.Network,
 		},
 		Limits: t.runner.opts.limits(),
 	}
+	if t.info.CPU > 0 {
+		req.Jail.CPU = t.info.CPU
+	}
+	if t.info.Exec {
+		req.Jail.Files = 256
+	}
+	if t.info.Processes > 0 {
+		// The kernel counts the user's, those of other tasks with them.
+		req.Jail.Processes = uint64(t.runner.opts.Concurrency * (t.info.Processes + ownThreads))
+	}
+	c, ok := t.gate.analyzer.(Configured)
+	if !ok {
+		return req, nil
+	}
+	config, err := c.Configuration()
+	req.Config = config
+	return req, err
 }
+
+// ownThreads is how many threads a child of ours has at most, beside the
+// programs that it starts.
+const ownThreads = 24
 
 // fetch spools what the job is about.
 func (t *task) fetch(ctx context.Context, sp *spool, req *request) error {
@@ -177,7 +212,7 @@ func (t *task) fetch(ctx context.Context, sp *spool, req *request) error {
 		had := len(sp.files)
 		in, err := sp.artifact(ctx, a)
 		var input *inputError
-		if errors.As(err, &input) || err == nil && total+in.Size > t.runner.opts.maxInput(a.Kind) {
+		if errors.As(err, &input) || err == nil && total+in.Size > t.maxInput(a.Kind) {
 			// What the log says stays; the analyzer learns that bytes are missing.
 			closeAll(sp.files[had:]...)
 			sp.files = slices.Delete(sp.files, had, len(sp.files))

@@ -69,6 +69,7 @@ var types = sync.OnceValue(func() []TypeInfo {
 		TypeInfo{StaticSchema, FormDocument, StaticResult{}, ""},
 		TypeInfo{BehaviorSchema, FormDocument, BehaviorResult{}, ""},
 		TypeInfo{ControlSchema, FormDocument, ControlRequest{}, ""},
+		TypeInfo{DefinitionSchema, FormDocument, Definition{}, ""},
 		TypeInfo{GateAnswerSchema, FormDocument, GateAnswer{}, ""},
 		TypeInfo{RegisteredSchema, FormDocument, Registered{}, ""},
 	)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package all lists the analyzers that come with Petri. A program that runs
-// them hands the list to both analyzers.Child and analyzers.Run.
+// them hands Children to analyzers.Child and List to analyzers.Run.
 package all
 
 import (
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/behavior"
+	"github.com/petri-sandbox/petri/analyzers/command"
 	"github.com/petri-sandbox/petri/analyzers/static"
 )
 
@@ -17,3 +18,7 @@ func List() []analyzers.Analyzer {
 		static.New(),
 	}
 }
+
+// Children returns what a child process needs to know: the list, and what makes
+// the analyzers that are commands.
+func Children() []analyzers.Analyzer { return append(List(), command.Analyzer{}) }

@@ -22,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	analyzers.Child(all.List())
+	analyzers.Child(all.Children())
 	os.Exit(m.Run())
 }
 

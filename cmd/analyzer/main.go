@@ -13,6 +13,6 @@ import (
 )
 
 func main() {
-	analyzers.Child(all.List()) // does not return in a child
+	analyzers.Child(all.Children()) // does not return in a child
 	os.Exit(app.Main("analyzer", "answers the analyses' tasks"))
 }

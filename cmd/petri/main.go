@@ -58,7 +58,7 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	// In an analyzer's child this does not return.
-	analyzers.Child(all.List())
+	analyzers.Child(all.Children())
 	err := command().ExecuteContext(context.Background())
 	var exit exitError
 	switch {

@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// An analyzer's child is this program again, by another name.
-	analyzers.Child(all.List())
+	analyzers.Child(all.Children())
 	testscript.Main(m, map[string]func(){"petri": main})
 }
 

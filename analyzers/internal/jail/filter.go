@@ -34,10 +34,14 @@ var calls = []uint32{
 	unix.SYS_SET_ROBUST_LIST, unix.SYS_RSEQ, unix.SYS_SET_TID_ADDRESS, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 }
 
-// denied calls are what a program that an analyzer starts has no use for: the
-// network, other processes, and the corners of the kernel that break.
-var denied = []uint32{
+// network are the calls that lead out.
+var network = []uint32{
 	unix.SYS_SOCKET, unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_ACCEPT, unix.SYS_ACCEPT4, unix.SYS_SENDTO, unix.SYS_SENDMSG, unix.SYS_SENDMMSG,
+}
+
+// denied calls are what a program that an analyzer starts has no use for: other
+// processes, and the corners of the kernel that break.
+var denied = []uint32{
 	unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_KCMP, unix.SYS_PIDFD_OPEN, unix.SYS_PIDFD_GETFD, unix.SYS_PIDFD_SEND_SIGNAL,
 	unix.SYS_BPF, unix.SYS_PERF_EVENT_OPEN, unix.SYS_USERFAULTFD, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY,
 	unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_ENTER, unix.SYS_IO_URING_REGISTER,
@@ -55,7 +59,7 @@ const (
 )
 
 // program assembles the filter for a process of that id.
-func program(exec bool, pid uint32) []unix.SockFilter {
+func program(exec, net bool, pid uint32) []unix.SockFilter {
 	load := func(off uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: off}
 	}
@@ -76,7 +80,11 @@ func program(exec bool, pid uint32) []unix.SockFilter {
 	// glibc falls back from clone3, whose flags a filter cannot see, to clone.
 	p = append(p, eq(unix.SYS_CLONE3, 1), ret(retNoSys))
 	if exec {
-		for _, nr := range denied {
+		no := denied
+		if !net {
+			no = slices.Concat(network, denied)
+		}
+		for _, nr := range no {
 			p = append(p, eq(nr, 1), ret(retPerm))
 		}
 		const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
@@ -95,11 +103,11 @@ func program(exec bool, pid uint32) []unix.SockFilter {
 
 // filter installs the filter on all threads. It reports false where there is
 // none for this CPU or the kernel has no such thing.
-func filter(exec bool) (bool, error) {
+func filter(exec, net bool) (bool, error) {
 	if auditArch == 0 {
 		return false, nil
 	}
-	p := program(exec, uint32(os.Getpid()))
+	p := program(exec, net, uint32(os.Getpid()))
 	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	switch {

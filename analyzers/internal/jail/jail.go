@@ -27,8 +27,9 @@ import (
 // Nobody is the user and group that a child of root becomes.
 const Nobody = 65534
 
-// maxProcesses bounds what programs that an analyzer starts can start.
-const maxProcesses = 4096
+// DefaultProcesses bounds what programs that an analyzer starts can start,
+// where nothing is said.
+const DefaultProcesses = 4096
 
 // A Level says which namespaces children are started in.
 type Level int
@@ -63,15 +64,19 @@ func (l Level) String() string {
 // nothing in it.
 func (l Level) Network() bool { return l != Plain }
 
-// Attr is how to start a child at that level. It is killed with the thread
+// Attr is how to start a child at that level, with the host's network if that is
+// asked for. It is killed with the thread
 // that started it, which for a goroutine that is not locked to its thread
 // means with the process, and leads a process group of its own.
-func (l Level) Attr() *syscall.SysProcAttr {
+func (l Level) Attr(network bool) *syscall.SysProcAttr {
 	a := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if l == Plain {
 		return a
 	}
-	a.Cloneflags = syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
+	a.Cloneflags = syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
+	if !network {
+		a.Cloneflags |= syscall.CLONE_NEWNET
+	}
 	if l == UserNamespaces {
 		a.Cloneflags |= syscall.CLONE_NEWUSER
 		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: Nobody, HostID: os.Geteuid(), Size: 1}}
@@ -87,6 +92,11 @@ type Limits struct {
 	CPU    time.Duration // of all threads together
 	Files  uint64        // descriptors
 	Exec   bool          // it may open files and start programs, which inherit the limits
+
+	// Of programs that it starts:
+
+	Network   bool   // they may use the network
+	Processes uint64 // processes and threads of the user, all jails together; zero: [DefaultProcesses]
 }
 
 // Status says what is in force in a child.
@@ -134,10 +144,10 @@ func Enter(l Limits) (Status, error) {
 		return s, fmt.Errorf("give up new privileges: %w", err)
 	}
 	var err error
-	if s.Filter, err = filter(l.Exec); err != nil {
+	if s.Filter, err = filter(l.Exec, l.Network); err != nil {
 		return s, fmt.Errorf("filter system calls: %w", err)
 	}
-	s.Network = s.Filter
+	s.Network = s.Filter && !l.Network
 	return s, nil
 }
 
@@ -170,7 +180,11 @@ func setLimits(l Limits, s *Status) error {
 		{"message queues", unix.RLIMIT_MSGQUEUE, 0},
 	}
 	if l.Exec {
-		limits = append(limits, limit{"processes", unix.RLIMIT_NPROC, maxProcesses}) // of the user, all jails together
+		n := l.Processes
+		if n == 0 {
+			n = DefaultProcesses
+		}
+		limits = append(limits, limit{"processes", unix.RLIMIT_NPROC, n}) // of the user, all jails together
 	}
 	if !raceEnabled {
 		size, data, err := memory()
@@ -221,3 +235,13 @@ func memory() (size, data int64, err error) {
 
 // Threads bounds how many threads of the process run at once.
 func Threads(n int) { runtime.GOMAXPROCS(max(1, n)) }
+
+// Shrink bounds the private memory of a process that this one has started to
+// bytes in all: it has inherited what was reckoned for a larger program. What it
+// has already it keeps.
+func Shrink(pid int, bytes int64) {
+	if !raceEnabled {
+		// A process that has ended needs no limit.
+		_ = unix.Prlimit(pid, syscall.RLIMIT_DATA, &unix.Rlimit{Cur: uint64(bytes), Max: uint64(bytes)}, nil)
+	}
+}

@@ -107,7 +107,7 @@ func TestMain(m *testing.M) {
 func child(t *testing.T, level jail.Level, attempt string) (report, *exec.Cmd, string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "jail-child", attempt)
-	cmd.SysProcAttr = level.Attr()
+	cmd.SysProcAttr = level.Attr(false)
 	cmd.Env = jail.Env()
 	cmd.Dir = t.TempDir()
 	var stdout, stderr strings.Builder

@@ -30,6 +30,15 @@ func documents() map[string]any {
 		schemas.ControlSchema:    schemas.ControlRequest{Action: schemas.ControlExtend, Duration: ms(30_000), Reason: "the sample sleeps before it acts"},
 		schemas.GateAnswerSchema: schemas.GateAnswer{Decision: schemas.GateStop, Reason: "the customer's quota is used up"},
 		schemas.RegisteredSchema: schemas.Registered{Stream: "LOG", Consumer: "az-static-live", Runs: "az-static-run", Uploads: "UP-static"},
+		schemas.DefinitionSchema: schemas.Definition{
+			Schema: schemas.DefinitionSchema, Name: "hosts", Version: "1.0.0", Kinds: []schemas.Kind{schemas.KindPcap},
+			Argv: []string{"/usr/bin/python3", "/usr/local/lib/petri/hosts.py", "{file}"}, Dir: "/usr/local/lib/petri",
+			Memory: 256 << 20, CPU: ms(30_000), Timeout: ms(60_000), MaxInput: 1 << 30, MaxOutput: 8 << 20, Processes: 16,
+			Files: []schemas.FileDigest{
+				{Path: "/usr/bin/python3", SHA256: schemas.Sum([]byte("python3"))},
+				{Path: "/usr/local/lib/petri/hosts.py", SHA256: schemas.Sum([]byte("hosts.py"))},
+			},
+		},
 		schemas.TemplateSchema: schemas.Template{
 			Schema: schemas.TemplateSchema, Version: qemu,
 			Command: []string{"-machine", "q35,memory-backend=ram0", "-accel", "tcg,thread=single", "-m", "256M"},

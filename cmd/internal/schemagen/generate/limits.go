@@ -73,6 +73,8 @@ var limits = map[string]limit{
 	"Registration.after":   words("artifacts"),
 	"Unregistration.name":  pattern(patternName),
 
+	"Definition.schema":     constant(schemas.DefinitionSchema),
+	"Definition.name":       pattern(patternName),
 	"ControlRequest.action": words(schemas.ControlActions...),
 	"ControlDecided.action": words(schemas.ControlActions...),
 	"GateAnswer.decision":   words(schemas.GateGo, schemas.GateStop),
