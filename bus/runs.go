@@ -390,6 +390,9 @@ func (b *Bus) listed(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 // standing reports whether an analysis is still there, in the log or in the
 // archive, and how the archive has it.
 func (b *Bus) standing(ctx context.Context, tenant, analysis string) (a archived, there bool, err error) {
+	if dead, err := b.tombstone(ctx, tenant, analysis); dead != nil || err != nil {
+		return a, false, err
+	}
 	if a, err = b.archived(ctx, tenant, analysis); err != nil || a.revision != 0 {
 		return a, a.revision != 0, err
 	}

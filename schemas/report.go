@@ -43,6 +43,7 @@ type Report struct {
 	Sample        Sample          `json:"sample"`
 	Outcome       ReportOutcome   `json:"outcome"`
 	Verdict       ReportVerdict   `json:"verdict"`
+	History       []ReportHistory `json:"history"` // of the verdict: at the ending, and after each run that was adopted
 	Coverage      ReportCoverage  `json:"coverage"`
 	Machine       ReportMachine   `json:"machine"`
 	Timeline      []TimelineEntry `json:"timeline"`
@@ -85,6 +86,17 @@ type ReportOutcome struct {
 type ReportVerdict struct {
 	Value   Verdict  `json:"value"`
 	Reasons []string `json:"reasons"`
+}
+
+// ReportHistory says what the report amounted to from some time on.
+type ReportHistory struct {
+	Time     time.Time `json:"time"`
+	Event    string    `json:"event"`         // the ending, or run_adopted
+	Run      string    `json:"run,omitempty"` // that was adopted
+	By       string    `json:"by,omitempty"`
+	Outcome  Outcome   `json:"outcome"`
+	Verdict  Verdict   `json:"verdict"`
+	Findings int       `json:"findings"`
 }
 
 // ReportCoverage is what was expected, what arrived, and what was lost.
@@ -196,6 +208,7 @@ type ReportFinding struct {
 	Analyzer string  `json:"analyzer"`
 	Version  string  `json:"version"`
 	SHA256   *Digest `json:"sha256,omitempty"` // of the artifact that it is about
+	Run      string  `json:"run,omitempty"`    // adopted, that it is of; none: it was made while the analysis went on
 	Finding
 }
 
@@ -205,6 +218,7 @@ type ReportRun struct {
 	Version  string     `json:"version"`
 	SHA256   *Digest    `json:"sha256,omitempty"`
 	Kind     Kind       `json:"kind,omitempty"`
+	Run      string     `json:"run,omitempty"` // adopted, that it is of
 	Status   string     `json:"status"`
 	Error    string     `json:"error,omitempty"`
 	Findings int        `json:"findings"`

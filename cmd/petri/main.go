@@ -107,7 +107,7 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), reportCommand(g), eventsCommand(g),
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
-		replayCommand(g), huntCommand(g), runsCommand(g),
+		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g),
 		exportCommand(g), importCommand(g), archiveCommand(g), listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), deleteCommand(g), gcCommand(g), guestCommand(g), doctorCommand(g),
 		daemonCommand(g), supervisorCommand(),
 	)

@@ -94,17 +94,18 @@ func reading(g *global, f func(ctx context.Context, b *bus.Bus, id string) error
 
 func reportCommand(g *global) *cobra.Command {
 	var full bool
-	var out string
+	var out, at string
 	c := &cobra.Command{
 		Use:   "report ID",
 		Short: "Fold an analysis' report out of its log and print it",
 		Example: `  petri report 01K9ZJ
   petri report --json 01K9ZJ | jq .outcome
-  petri report --out dir 01K9ZJ`,
+  petri report --out dir 01K9ZJ
+  petri report --at start_analysis 01K9ZJ`,
 		Args: args(cobra.ExactArgs(1)),
 	}
 	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
-		r, _, err := app.Fold(ctx, b, tenant, id)
+		r, err := foldReport(ctx, b, id, at)
 		if err != nil {
 			return err
 		}
@@ -120,7 +121,17 @@ func reportCommand(g *global) *cobra.Command {
 	})
 	c.Flags().BoolVar(&full, "full", false, "do not shorten the printed report")
 	c.Flags().StringVar(&out, "out", "", "directory to write the report and the artifacts to")
+	c.Flags().StringVar(&at, "at", "", "as it stood then: behind the N-th event, an event's id or name, or a time (RFC 3339)")
 	return c
+}
+
+func foldReport(ctx context.Context, b *bus.Bus, id, at string) (*schemas.Report, error) {
+	if at != "" {
+		r, err := app.FoldAt(ctx, b, tenant, id, at)
+		return r, badInput(err)
+	}
+	r, _, err := app.Fold(ctx, b, tenant, id)
+	return r, err
 }
 
 func eventsCommand(g *global) *cobra.Command {

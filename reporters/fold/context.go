@@ -112,6 +112,11 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 	case schemas.EventAmended:
 		f.r.Analysis.Amended++
 		return read(e, func(d schemas.AnalysisAmended) string { return d.Analyzer + " answered late" })
+	case schemas.EventRunAdopted:
+		if len(f.adopted) >= maxAdoptions {
+			return "", errAdoptions
+		}
+		return f.runAdopted(e)
 	default:
 		return f.other(e, name)
 	}

@@ -63,6 +63,11 @@ type Fold struct {
 	stdout, stderr console
 	receipts       map[string]schemas.Receipt
 	dropped        map[string]schemas.Digest // by path, as the behaviour has it
+
+	runs     map[string]*runAnswers
+	runBytes int
+	adopted  []adoption
+	runGaps  []string
 }
 
 type console struct {
@@ -72,7 +77,7 @@ type console struct {
 
 // New returns an empty fold.
 func New() *Fold {
-	f := &Fold{whole: newIntegrity(), receipts: map[string]schemas.Receipt{}, dropped: map[string]schemas.Digest{}}
+	f := &Fold{whole: newIntegrity(), receipts: map[string]schemas.Receipt{}, dropped: map[string]schemas.Digest{}, runs: map[string]*runAnswers{}}
 	f.r.SchemaVersion = schemas.ReportVersion
 	f.r.Coverage.Omitted = map[string]int{}
 	return f
@@ -183,12 +188,13 @@ func (f *Fold) finding(e schemas.Event) error {
 		return err
 	}
 	if c.Task.Run != schemas.LiveRun {
+		f.runFinding(&c, len(e.Data))
 		return nil
 	}
 	if !f.whole.finding(&c) {
 		return nil
 	}
-	f.r.Findings = add(f, "findings", f.r.Findings, schemas.ReportFinding{Analyzer: c.Task.Analyzer, Version: c.Version, SHA256: c.Task.SHA256, Finding: c.Finding})
+	f.r.Findings = add(f, "findings", f.r.Findings, reportFinding(&c))
 	return nil
 }
 
@@ -198,6 +204,7 @@ func (f *Fold) receipt(e schemas.Event) error {
 		return err
 	}
 	if r.Task.Run != schemas.LiveRun {
+		f.runReceipt(&r, len(e.Data))
 		return nil
 	}
 	k := taskKey(r.Task)
@@ -222,6 +229,18 @@ func (f *Fold) Report(docs Documents) (*schemas.Report, error) {
 	if !f.submitted {
 		return nil, ErrNoSubmission
 	}
+	if len(f.adopted) > 0 {
+		docs = &remembered{docs, map[schemas.Digest][]byte{}}
+	}
+	r, err := f.as(len(f.adopted)).report(docs)
+	if err != nil {
+		return nil, err
+	}
+	r.History, err = f.history(r, docs)
+	return r, err
+}
+
+func (f *Fold) report(docs Documents) (*schemas.Report, error) {
 	r := f.r
 	r.Coverage.Omitted = map[string]int{}
 	for k, v := range f.r.Coverage.Omitted {
@@ -233,7 +252,7 @@ func (f *Fold) Report(docs Documents) (*schemas.Report, error) {
 	f.coverage(&r, gaps)
 	r.Outcome = f.outcome(&r)
 	r.Verdict = schemas.ReportVerdict{Value: schemas.VerdictUndetermined, Reasons: []string{"no rules are in force"}}
-	r.Findings = slices.Clone(r.Findings)
+	r.Findings = slices.Clone(clip(&r, "findings", r.Findings))
 	slices.SortStableFunc(r.Findings, compareFindings)
 	clipCoverage(&r)
 	normalize(&r)
@@ -286,7 +305,7 @@ func (f *Fold) analyzers(r *schemas.Report) {
 	r.Analyzers = nil
 	for _, rc := range f.receipts {
 		r.Analyzers = append(r.Analyzers, schemas.ReportRun{
-			Analyzer: rc.Task.Analyzer, Version: rc.Version, SHA256: rc.Task.SHA256, Kind: rc.Task.Kind,
+			Analyzer: rc.Task.Analyzer, Version: rc.Version, SHA256: rc.Task.SHA256, Kind: rc.Task.Kind, Run: runName(rc.Task.Run),
 			Status: rc.Status, Error: rc.Error, Findings: rc.Findings, Result: rc.Result, Took: rc.Took,
 		})
 		c := entry(rc.Task.Analyzer)

@@ -187,5 +187,5 @@ func (f *Fold) missing() []string {
 	if g.unseen > 0 {
 		gap("%d receipts beyond the first %d were not looked at", g.unseen, schemas.MaxReportList)
 	}
-	return out
+	return append(out, f.runGaps...)
 }

@@ -102,6 +102,10 @@ func report() schemas.Report {
 			ID: analysis, Tenant: tenant, Submission: analysis, Attempt: 1, Submitted: start, Claimed: ptr(at(5127)), Ended: ptr(at(13940)),
 			Worker: worker, Version: "0.1.0", Options: s.Options, Protocol: schemas.Sum([]byte(s.Protocol)), Amended: 1,
 		},
+		History: []schemas.ReportHistory{
+			{Time: at(13940), Event: schemas.EventCompleted, Outcome: schemas.OutcomeIncomplete, Verdict: schemas.VerdictUndetermined, Findings: 1},
+			{Time: at(90_000), Event: schemas.EventRunAdopted, Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", By: "root@sandbox-1", Outcome: schemas.OutcomeIncomplete, Verdict: schemas.VerdictUndetermined, Findings: 2},
+		},
 		Sample:  s.Sample,
 		Outcome: schemas.ReportOutcome{Value: schemas.OutcomeIncomplete, Reasons: []string{"trace is partial: 3 records were lost"}},
 		Verdict: schemas.ReportVerdict{Value: schemas.VerdictUndetermined, Reasons: []string{"no rules are in force"}},

@@ -84,6 +84,10 @@ var limits = map[string]limit{
 
 	"Report.schema_version": pattern(`^` + major(schemas.ReportVersion) + `\.[0-9]+$`),
 	"ReportAnalysis.id":     pattern(patternID),
+	"ReportHistory.run":     pattern(patternRun),
+	"ReportHistory.event":   pattern(patternWord),
+	"ReportFinding.run":     pattern(patternRun),
+	"ReportRun.run":         pattern(patternRun),
 	"TimelineEntry.event":   pattern(patternWord),
 }
 
