@@ -59,3 +59,19 @@ func (s *Store) RemoveStale(ctx context.Context, d schemas.Digest, f func()) (bo
 	f()
 	return s.remove(ctx, o)
 }
+
+// ArchiveFiles is the store of the archive's files.
+func (b *Bus) ArchiveFiles() *Store { return b.archive() }
+
+// SwapChunk puts another chunk in the place of an object's last.
+func (s *Store) SwapChunk(ctx context.Context, d schemas.Digest) error {
+	o, err := s.Stat(ctx, d)
+	if err != nil {
+		return err
+	}
+	if err := s.LoseChunks(ctx, d); err != nil {
+		return err
+	}
+	_, err = s.b.js.Publish(ctx, s.chunkSubject(o.meta.NUID), s.b.encoder.EncodeAll([]byte("other bytes"), nil))
+	return err
+}

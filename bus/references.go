@@ -25,6 +25,7 @@ type reference struct {
 	size     int64 // bytes; -1: it does not say
 	tenant   string
 	analysis string
+	imported bool // from elsewhere, where it may have been exported without the object
 }
 
 // What the store holds without being an artifact.
@@ -59,14 +60,16 @@ func (b *Bus) references(ctx context.Context, fn func(reference) error) error {
 		}
 		next = m.Sequence + 1
 	}
-	return b.history(ctx, fn)
+	return b.history(ctx, func(_ schemas.ArchiveEntry, err error) error { return err }, fn)
 }
 
-// history is references without what only waits to become history.
-func (b *Bus) history(ctx context.Context, fn func(reference) error) error {
+// history is references without what only waits to become history. damaged is
+// told of a file of the archive that cannot be read, and says whether to go on.
+func (b *Bus) history(ctx context.Context, damaged func(a schemas.ArchiveEntry, err error) error, fn func(reference) error) error {
 	parts := map[schemas.Digest]bool{} // templates whose parts are named
-	each := func(e schemas.Event) error {
+	each := func(e schemas.Event, imported bool) error {
 		return eventRefs(e, func(r reference) error {
+			r.imported = imported
 			if err := fn(r); err != nil || r.kind != schemas.KindTemplate || parts[r.digest] {
 				return err
 			}
@@ -84,17 +87,17 @@ func (b *Bus) history(ctx context.Context, fn func(reference) error) error {
 		if err != nil {
 			return nil // it names nothing that anybody could read
 		}
-		return each(e)
+		return each(e, false)
 	})
 	if err != nil {
 		return err
 	}
 	return b.ArchiveEntries(ctx, "*", func(a schemas.ArchiveEntry) error {
 		for {
-			if err := fn(reference{bucketArchive, kindPetri, a.File, -1, a.Tenant, a.Analysis}); err != nil {
+			if err := fn(reference{bucketArchive, kindPetri, a.File, a.Size, a.Tenant, a.Analysis, false}); err != nil {
 				return err
 			}
-			err := b.archivedEvents(ctx, a, func(e Entry) error { return each(e.Event) })
+			err := b.archivedEvents(ctx, a, func(e Entry) error { return each(e.Event, a.Imported) })
 			if err == nil || ctx.Err() != nil {
 				return err
 			}
@@ -104,8 +107,10 @@ func (b *Bus) history(ctx context.Context, fn func(reference) error) error {
 				return nerr
 			case now.revision == 0: // deleted
 				return nil
-			case now.File == a.File:
+			case now.File == a.File && transient(err):
 				return err
+			case now.File == a.File:
+				return damaged(a, err)
 			}
 			a = now.ArchiveEntry // it was replaced meanwhile
 		}
@@ -113,7 +118,7 @@ func (b *Bus) history(ctx context.Context, fn func(reference) error) error {
 }
 
 func submissionRefs(s schemas.Submission, fn func(reference) error) error {
-	return fn(reference{bucketArtifacts, schemas.KindSample, s.Sample.SHA256, s.Sample.Size, s.Tenant, s.ID})
+	return fn(reference{bucketArtifacts, schemas.KindSample, s.Sample.SHA256, s.Sample.Size, s.Tenant, s.ID, false})
 }
 
 func inboxRefs(body []byte, fn func(reference) error) error {
@@ -123,21 +128,21 @@ func inboxRefs(body []byte, fn func(reference) error) error {
 		return nil // the clerk buries it
 	}
 	for _, d := range f.Derived {
-		if err := fn(reference{bucketArtifacts, d.Kind, d.SHA256, d.Size, f.Task.Tenant, f.Task.Analysis}); err != nil {
+		if err := fn(reference{bucketArtifacts, d.Kind, d.SHA256, d.Size, f.Task.Tenant, f.Task.Analysis, false}); err != nil {
 			return err
 		}
 	}
 	if f.Result == nil {
 		return nil
 	}
-	return fn(reference{bucketArtifacts, kindResult, f.Result.SHA256, f.Result.Size, f.Task.Tenant, f.Task.Analysis})
+	return fn(reference{bucketArtifacts, kindResult, f.Result.SHA256, f.Result.Size, f.Task.Tenant, f.Task.Analysis, false})
 }
 
 // eventRefs calls fn with what an event of the log names. An event that does not
 // hold what its type says names nothing.
 func eventRefs(e schemas.Event, fn func(reference) error) error {
 	ref := func(bucket string, kind schemas.Kind, d schemas.Digest, size int64) error {
-		return fn(reference{bucket, kind, d, size, e.Tenant, e.Analysis})
+		return fn(reference{bucket, kind, d, size, e.Tenant, e.Analysis, false})
 	}
 	switch e.Family() {
 	case "artifact":
@@ -187,7 +192,7 @@ func (b *Bus) templateRefs(ctx context.Context, r reference, fn func(reference) 
 		return nil
 	}
 	for _, d := range []schemas.Digest{t.Kernel, t.Initramfs, t.RAM, t.State} {
-		if err := fn(reference{bucketArtifacts, "template-part", d, -1, r.tenant, r.analysis}); err != nil {
+		if err := fn(reference{bucketArtifacts, "template-part", d, -1, r.tenant, r.analysis, r.imported}); err != nil {
 			return err
 		}
 	}

@@ -108,7 +108,8 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g),
-		exportCommand(g), importCommand(g), archiveCommand(g), listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), deleteCommand(g), gcCommand(g), guestCommand(g), doctorCommand(g),
+		exportCommand(g), importCommand(g), archiveCommand(g), listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
+		deleteCommand(g), gcCommand(g), auditCommand(g),
 		daemonCommand(g), supervisorCommand(),
 	)
 	return root
