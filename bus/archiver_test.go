@@ -75,10 +75,10 @@ func TestArchive(t *testing.T) {
 		t.Errorf("it can be begun anew: %v", err)
 	}
 	var watched []string
-	if err := b.Watch(ctx, "default", a.id, func(e schemas.Event) error {
+	if err := b.Watch(ctx, "default", a.id, bus.Feed{Event: func(e schemas.Event) error {
 		watched = append(watched, e.Name())
 		return nil
-	}); err != nil || len(watched) != 5 {
+	}}); err != nil || len(watched) != 5 {
 		t.Errorf("watched %v, %v", watched, err)
 	}
 	e, err := b.ArchiveEntry(ctx, "default", a.id)

@@ -41,9 +41,9 @@ func (b *Bus) AskGate(ctx context.Context, tenant, gate string, e schemas.Event)
 const gateQueue = 64
 
 // ServeGate answers for a gate, one event at a time, until ctx is done. Services
-// of the same gate share its questions. An error of answer ends the service
-// without a reply.
-func (b *Bus) ServeGate(ctx context.Context, tenant, gate string, answer func(context.Context, schemas.Event) (schemas.GateAnswer, error)) error {
+// of the same gate share its questions. No answer is none: the sandbox waits for
+// as long as its protocol says. An error of answer ends the service.
+func (b *Bus) ServeGate(ctx context.Context, tenant, gate string, answer func(context.Context, schemas.Event) (*schemas.GateAnswer, error)) error {
 	if err := errors.Join(schemas.CheckTenant(tenant), schemas.CheckGate(gate)); err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (b *Bus) ServeGate(ctx context.Context, tenant, gate string, answer func(co
 		return fmt.Errorf("serve gate %s: %w", gate, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	if err := b.nc.FlushWithContext(ctx); err != nil {
+	if err := b.nc.FlushTimeout(flushTime); err != nil {
 		return fmt.Errorf("serve gate %s: %w", gate, err)
 	}
 	for {
@@ -68,6 +68,9 @@ func (b *Bus) ServeGate(ctx context.Context, tenant, gate string, answer func(co
 			a, err := answer(ctx, e)
 			if err != nil {
 				return err
+			}
+			if a == nil {
+				continue
 			}
 			body, err := json.Marshal(a)
 			if err != nil {

@@ -86,15 +86,19 @@ type Context struct {
 	gates     []protocol.Gate
 	control   control
 
-	watching   sync.WaitGroup // the watch over the log
-	strays     sync.WaitGroup // handlers' own goroutines, also of those past their deadline
-	takers     sync.WaitGroup // of facts and live
-	facts      *factQueue
-	live       *factQueue
-	suppressed map[string]uint64 // live events that were not shown
-	sources    map[schemas.Source]*source
-	hooks      *hookStats
-	drops      *dropSet
+	watching      sync.WaitGroup // the watch over the log
+	strays        sync.WaitGroup // handlers' own goroutines, also of those past their deadline
+	takers        sync.WaitGroup // of facts and live
+	facts         *factQueue
+	live          *factQueue
+	numbering     sync.Mutex        // of live events
+	numbered      uint64            // the last one's number
+	machineNumber uint64            // and the machine's own for it
+	numberBase    uint64            // before the machine's last start
+	suppressed    map[string]uint64 // those that were not shown
+	sources       map[schemas.Source]*source
+	hooks         *hookStats
+	drops         *dropSet
 }
 
 // A turn is a lock that is held for as long as a machine or the log takes.

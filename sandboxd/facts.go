@@ -26,7 +26,7 @@ const (
 func (c *Context) Event(e machine.Event) {
 	switch {
 	case e.Behavior != nil:
-		if !c.live.put(e, false) {
+		if !c.showLater(e) {
 			c.unshown(e.Behavior)
 		}
 	default:
@@ -35,6 +35,21 @@ func (c *Context) Event(e machine.Event) {
 		}
 		c.facts.put(e, e.Exited != nil || e.Tree != nil || e.Off != nil)
 	}
+}
+
+// showLater queues a live event under its number, by which whoever watches sees
+// what was not shown. The machine counts from 1 at each of its starts.
+func (c *Context) showLater(e machine.Event) bool {
+	c.numbering.Lock() // the order of the numbers is that of the queue
+	defer c.numbering.Unlock()
+	n := e.Behavior.Number
+	if n <= c.machineNumber {
+		c.numberBase = c.numbered
+	}
+	c.machineNumber = n
+	c.numbered = max(c.numbered+1, c.numberBase+n)
+	e.Behavior.Number = c.numbered
+	return c.live.put(e, false)
 }
 
 // takeFacts publishes what the machine reports, in its order.

@@ -18,11 +18,14 @@ type Behavior struct {
 	Action   string `json:"action"`   // exec, open, connect, …
 	Record   uint64 `json:"record"`   // number of the trace record that shows it
 	At       uint64 `json:"at"`       // ns since the guest's boot
-	Actor    Actor  `json:"actor"`
-	Syscall  string `json:"syscall,omitempty"`
-	ABI      string `json:"abi,omitempty"`    // amd64, i386, …
-	Result   *int64 `json:"result,omitempty"` // what the call returned; none if it had not returned
-	Errno    string `json:"errno,omitempty"`  // ENOENT, … if it failed
+	// Number counts the analysis' live events from 1, whether they are shown or
+	// not: who finds one missing has missed it. Elsewhere there is none.
+	Number  uint64 `json:"number,omitempty"`
+	Actor   Actor  `json:"actor"`
+	Syscall string `json:"syscall,omitempty"`
+	ABI     string `json:"abi,omitempty"`    // amd64, i386, …
+	Result  *int64 `json:"result,omitempty"` // what the call returned; none if it had not returned
+	Errno   string `json:"errno,omitempty"`  // ENOENT, … if it failed
 
 	Process *ProcessBehavior `json:"process,omitempty"`
 	File    *FileBehavior    `json:"file,omitempty"`

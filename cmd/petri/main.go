@@ -104,7 +104,7 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	g.flags(root.PersistentFlags())
 	root.AddCommand(
-		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), reportCommand(g), eventsCommand(g),
+		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), gateCommand(g), reportCommand(g), eventsCommand(g),
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g),

@@ -212,34 +212,6 @@ func eventDetail(e schemas.Event) string {
 	return ""
 }
 
-func watchCommand(g *global) *cobra.Command {
-	return &cobra.Command{
-		Use:   "watch ID",
-		Short: "Show what happens in an analysis, as it happens, until it ends",
-		Example: `  petri watch 01K9ZJ
-  petri watch --json 01K9ZJ | jq -r .type`,
-		Long: `Show what happens in an analysis, as it happens, until it ends: the log from its
-beginning, and the sample's behaviour from now on. With --json one CloudEvent a
-line.`,
-		Args: args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer b.Close()
-			id, err := resolve(ctx, b, a[0])
-			if err != nil {
-				return err
-			}
-			err = b.Watch(ctx, tenant, id, func(e schemas.Event) error { return g.printEvent(os.Stdout, e) })
-			return interrupted(ctx, err)
-		},
-	}
-}
-
 func artifactsCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "artifacts ID",

@@ -74,16 +74,19 @@ func (l *live) add(p []byte) {
 func (l *live) show() {
 	defer close(l.done)
 	sent, tokens, at := 0, float64(liveBurst), time.Now()
+	number := uint64(0)
 	tracker := behavior.New(func(b schemas.Behavior) {
 		now := time.Now()
 		tokens = min(liveBurst, tokens+now.Sub(at).Seconds()*liveRate)
 		at = now
+		number++ // also of what the budget leaves out, so that it can be seen
 		if tokens < 1 || sent >= liveTotal {
 			l.suppressed[b.Category+"."+b.Action]++
 			return
 		}
 		tokens--
 		sent++
+		b.Number = number
 		l.out.Event(machine.Event{Time: now, Behavior: &b})
 	})
 	pipe := &blockReader{blocks: l.blocks}
