@@ -57,5 +57,7 @@ command -v go >/dev/null || {
 	exit 1
 }
 
-echo "setup: npm packages of the independent NATS client (bus/testdata/js)"
-(cd bus/testdata/js && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+for dir in bus/testdata/js analyzers/examples/javascript; do
+	echo "setup: npm packages of the NATS clients that are not ours ($dir)"
+	(cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+done
