@@ -10,7 +10,7 @@ GUESTS := amd64
 export CGO_ENABLED := 0
 GOBUILD := $(GO) build -trimpath
 
-.PHONY: help setup build guest demo test check vm-test race bench generate clean
+.PHONY: help setup build guest demo test check vm-test race faults bench generate clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,6 +51,9 @@ vm-test: guest ## tests that need guests
 	$(GO) test -tags vm -timeout 40m -p 1 $$($(GO) list -tags vm -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
 
 test: check race vm-test ## everything
+
+faults: ## break a running bus in every way that docs/faults.md lists, at length
+	PETRI_FAULTS=full $(GO) test -tags vm -count=1 -v -timeout 40m ./bus/faults
 
 bench: guest ## the figures that Petri promises, each beside its reference
 	$(GO) test -tags vm -p 1 -run '^$$' -bench . -benchtime 1x -timeout 60m ./...

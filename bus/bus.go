@@ -183,5 +183,5 @@ func transient(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
 		errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrConnectionReconnecting) ||
 		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, nats.ErrDisconnected) ||
-		hasCode(err, codeTooManyRequests) || hasCode(err, codeRepeatedInFlight)
+		hasCode(err, codeTooManyRequests) || hasCode(err, codeRepeatedInFlight) || hasCode(err, codeSubjectInFlight) || hasCode(err, codeUnavailable)
 }

@@ -31,6 +31,8 @@ const (
 	codeNoPeers           jetstream.ErrorCode = 10005 // the cluster has too few servers
 	codeNoReplicas        jetstream.ErrorCode = 10074 // there is no cluster
 	codeWrongLastSequence jetstream.ErrorCode = 10071
+	codeUnavailable       jetstream.ErrorCode = 10008 // the cluster is choosing a leader
+	codeSubjectInFlight   jetstream.ErrorCode = 10164 // another message of the subject is being stored: who was first is not known yet
 	codeRepeatedInFlight  jetstream.ErrorCode = 10158 // the same message id is being stored
 	codeTooManyRequests   jetstream.ErrorCode = 10167
 	codeMaxMessages       jetstream.ErrorCode = 10077 // maximum messages exceeded and its kin

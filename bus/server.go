@@ -227,7 +227,10 @@ func (s *Server) Announce() error {
 	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the server's address: %w", err)
 	}
-	return os.Rename(tmp, addressFile(s.dir))
+	if err := os.Rename(tmp, addressFile(s.dir)); err != nil {
+		return err
+	}
+	return s.SyncAssets() // the next server takes the password from there
 }
 
 // Address is how clients reach the server.

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package faults_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// full is the long form, which make faults runs; make test runs the short one.
+var full = os.Getenv("PETRI_FAULTS") == "full"
+
+// rounds is how often something is done, in the short form and the long one.
+func rounds(short, long int) int {
+	if full {
+		return long
+	}
+	return short
+}
+
+// row is a line of the table that the tests print in the end.
+type row struct {
+	what                 string
+	acked, lost, doubled int
+	wrong                int // completions that were none
+	note                 string
+}
+
+var table struct {
+	sync.Mutex
+	rows []row
+}
+
+// record notes a line, and fails the test if anything was lost, doubled or
+// wrong.
+func record(t *testing.T, r row) {
+	t.Helper()
+	table.Lock()
+	table.rows = append(table.rows, r)
+	table.Unlock()
+	if r.lost+r.doubled+r.wrong > 0 {
+		t.Errorf("%s: of %d acknowledged %d are lost, %d doubled; %d completions are wrong", r.what, r.acked, r.lost, r.doubled, r.wrong)
+	}
+	if r.acked == 0 {
+		t.Errorf("%s: nothing was acknowledged", r.what)
+	}
+}
+
+// roleVariable says which process of the test's world the test program is.
+const roleVariable = "PETRI_FAULTS_ROLE"
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		if err := child(role, os.Args[1:]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	fmt.Printf("%-62s %9s %5s %8s %6s\n", "fault", "acked", "lost", "doubled", "wrong")
+	for _, r := range table.rows {
+		fmt.Printf("%-62s %9d %5d %8d %6d  %s\n", r.what, r.acked, r.lost, r.doubled, r.wrong, r.note)
+	}
+	os.Exit(code)
+}
+
+// A process is a child that can be killed.
+type process struct {
+	cmd  *exec.Cmd
+	gone chan struct{}
+}
+
+// spawn starts the test program in a role and returns when it says that it is
+// ready.
+func spawn(t testing.TB, role string, args ...string) *process {
+	t.Helper()
+	p, err := tryRole(t, role, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// tryRole is spawn where a failure is no failure of the test.
+func tryRole(t testing.TB, role string, args ...string) (*process, error) {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &process{cmd: cmd, gone: make(chan struct{})}
+	ready := make(chan bool, 1)
+	go func() {
+		line, _ := bufio.NewReader(out).ReadString('\n')
+		ready <- strings.HasPrefix(line, "ready")
+		_, _ = io.Copy(io.Discard, out)
+		_ = cmd.Wait()
+		close(p.gone)
+	}()
+	t.Cleanup(p.kill)
+	select {
+	case ok := <-ready:
+		if !ok {
+			<-p.gone
+			return nil, fmt.Errorf("%s did not start: %s", role, stderr.String())
+		}
+	case <-time.After(time.Minute):
+		p.kill()
+		return nil, fmt.Errorf("%s is not ready", role)
+	}
+	return p, nil
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.gone
+}
+
+func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+func sayReady() { fmt.Println("ready") }
+
+// freePort is one that nobody listens on.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// world is a bus of processes.
+type world struct {
+	t       testing.TB
+	addr    bus.Address
+	listen  string // of a single server
+	b       *bus.Bus
+	servers []*process
+	restart func(i int) *process
+}
+
+// single is a world of one server, as petri up has it.
+func single(t testing.TB, dir string) *world {
+	t.Helper()
+	w := &world{t: t, listen: "127.0.0.1:" + freePort(t)}
+	w.restart = func(int) *process { return spawn(t, "server", dir, w.listen) }
+	w.servers = []*process{w.restart(0)}
+	addr, err := bus.ReadAddress(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.addr = addr
+	w.b = connect(t, addr)
+	return w
+}
+
+func connect(t testing.TB, addr bus.Address) *bus.Bus {
+	t.Helper()
+	b, err := dial(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// dial connects to a bus that may be on its way up.
+func dial(ctx context.Context, addr bus.Address) (*bus.Bus, error) {
+	for end := time.Now().Add(time.Minute); ; {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		b, err := bus.Connect(try, addr, "faults")
+		cancel()
+		if err == nil || time.Now().After(end) {
+			return b, err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// child is the main of every process but the test.
+func child(role string, args []string) error {
+	ctx := context.Background()
+	switch role {
+	case "server":
+		return serve(ctx, args[0], args[1])
+	case "node":
+		return serveNode(args)
+	}
+	b, err := dial(ctx, addressOf(args[0]))
+	if err != nil {
+		return err
+	}
+	switch role {
+	case "clerk":
+		return runClerk(ctx, b, args[1])
+	case "analyzer":
+		return runAnalyzer(ctx, b, args[1], args[2])
+	case "putter":
+		return runPutter(ctx, b, args[1])
+	}
+	return fmt.Errorf("no role %q", role)
+}
+
+// addressArg carries an address to a child; addressOf reads it.
+func addressArg(a bus.Address) string { return a.URL + " " + a.User + " " + a.Password }
+
+func addressOf(s string) bus.Address {
+	f := append(strings.Split(s, " "), "", "")
+	return bus.Address{URL: f[0], User: f[1], Password: f[2]}
+}
+
+// serve is one embedded server.
+func serve(ctx context.Context, dir, listen string) error {
+	s, err := bus.StartServer(dir, bus.ServerOptions{Listen: listen})
+	if err != nil {
+		return err
+	}
+	b, err := s.Connect(ctx, "server")
+	if err != nil {
+		return err
+	}
+	if err := b.Reconcile(ctx, bus.Limits{Log: 1 << 30, Store: 4 << 30}); err != nil {
+		return err
+	}
+	if err := errors.Join(s.SyncAssets(), s.Announce()); err != nil {
+		return err
+	}
+	sayReady()
+	select {}
+}
+
+// ledger is what was acknowledged.
+type ledger struct {
+	mu    sync.Mutex
+	acked map[string]bool // ids of events
+	last  time.Time
+	gap   time.Duration // the longest without an acknowledgement
+}
+
+func newLedger() *ledger { return &ledger{acked: map[string]bool{}, last: time.Now()} }
+
+func (l *ledger) ack(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.acked[id] = true
+	l.gap = max(l.gap, time.Since(l.last))
+	l.last = time.Now()
+}
+
+// write publishes context events of an analysis of its own until ctx is done,
+// each after the one before was acknowledged.
+func (l *ledger) write(ctx context.Context, b *bus.Bus, id string) error {
+	w, err := b.BeginContext(context.Background(), schemas.DefaultTenant, id)
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		e, err := schemas.NewEvent(schemas.DefaultTenant, id, w.NextID(), time.Now(), schemas.OriginHost, schemas.Custom{Name: "note"})
+		if err != nil {
+			return err
+		}
+		if err := w.Write(context.Background(), e); err != nil {
+			return err
+		}
+		l.ack(e.ID)
+	}
+	return nil
+}
+
+// audit compares the log of some analyses with what was acknowledged.
+func (l *ledger) audit(t testing.TB, b *bus.Bus, ids []string) (lost, doubled int) {
+	t.Helper()
+	seen := map[string]int{}
+	for _, id := range ids {
+		err := b.Read(t.Context(), schemas.DefaultTenant, id, 0, func(e bus.Entry) error {
+			seen[e.Event.ID]++
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id := range l.acked {
+		if seen[id] == 0 {
+			lost++
+		}
+	}
+	for _, n := range seen {
+		doubled += n - 1
+	}
+	return lost, doubled
+}
+
+// publishing runs writers while disturb goes on, and returns the ledger and
+// the analyses that were written.
+func publishing(t testing.TB, b *bus.Bus, writers int, disturb func()) (*ledger, []string) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	l := newLedger()
+	ids := make([]string, writers)
+	errs := make(chan error, writers)
+	for i := range ids {
+		ids[i] = schemas.NewID(time.Now())
+		go func() { errs <- l.write(ctx, b, ids[i]) }()
+	}
+	disturb()
+	stop()
+	for range ids {
+		if err := <-errs; err != nil {
+			t.Errorf("a writer gave up: %v", err)
+		}
+	}
+	return l, ids
+}
