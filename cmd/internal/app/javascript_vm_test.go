@@ -68,7 +68,7 @@ func TestJavaScriptAnalyzer(t *testing.T) {
 	}
 	js.kill()
 
-	hunt, err := b.StartRun(t.Context(), schemas.RunState{Tenant: schemas.DefaultTenant, Analyzer: "urls", Kinds: []schemas.Kind{schemas.KindSample}, By: "test"})
+	hunt, err := b.StartRun(t.Context(), schemas.RunState{Tenant: schemas.DefaultTenant, Analyzers: []string{"urls"}, Kinds: []schemas.Kind{schemas.KindSample}, By: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
