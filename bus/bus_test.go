@@ -4,6 +4,7 @@ package bus_test
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +35,23 @@ func startAt(t testing.TB, dir string) (*bus.Bus, *bus.Server) {
 	if err := b.Reconcile(context.Background(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
+	registrar(t, b)
 	return b, s
+}
+
+// registrar lets analyzers in during the test.
+func registrar(t testing.TB, b *bus.Bus) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = bus.NewRegistrar(b, slog.New(slog.NewTextHandler(t.Output(), nil))).Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
 }
 
 // an analysis to write about.

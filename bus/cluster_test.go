@@ -111,6 +111,7 @@ func TestCluster(t *testing.T) {
 	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
+	registrar(t, b)
 	register(t, b, "static", schemas.KindSample)
 	assets := []string{"LOG", "INBOX", "JOBS", "OBJ_ART", "OBJ_UP-static", "KV_LEASE"}
 	for _, stream := range assets {

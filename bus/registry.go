@@ -15,25 +15,69 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// Register writes into the log that an analyzer is interested from here on,
-// and makes the consumer that begins right behind: who owes an answer for an
-// artifact is decided by the log's order and nothing else. An analyzer that is
-// registered already with the same words goes on where it stood.
+// Register asks the registrar to write into the log that an analyzer is
+// interested from here on, and to make what it needs. Asking again with the same
+// words changes nothing: the analyzer goes on where it stood. While no registrar
+// answers, Register waits for one until ctx is done.
 func (b *Bus) Register(ctx context.Context, r schemas.Registration) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("register %s: %w", r.Name, err)
 	}
-	replicas, err := b.replicas(ctx)
-	if err != nil {
+	if err := b.askRegistrar(ctx, registerPrefix+r.Name, r.Name, r); err != nil {
 		return fmt.Errorf("register %s: %w", r.Name, err)
 	}
-	if err := b.ensureStream(ctx, objectStream(bucketUploads+r.Name, "what "+r.Name+" has handed in and the clerk not yet verified", 8<<30, uploadTTL), replicas); err != nil {
+	return nil
+}
+
+// Unregister asks the registrar to end an analyzer's interest: the log says so,
+// and its consumer goes. What it owed is then missing, as withdrawn. If it
+// registers again it begins behind that.
+func (b *Bus) Unregister(ctx context.Context, analyzer string) error {
+	if err := schemas.CheckAnalyzer(analyzer); err != nil {
 		return err
 	}
-	if _, err := b.js.CreateOrUpdateConsumer(ctx, streamRuns, runConsumer(r.Name)); err != nil {
-		return fmt.Errorf("make the consumer of the runs of %s: %w", r.Name, err)
+	if err := b.askRegistrar(ctx, unregisterPrefix+analyzer, analyzer, schemas.Unregistration{Name: analyzer}); err != nil {
+		return fmt.Errorf("unregister %s: %w", analyzer, err)
 	}
-	return register(ctx, registrar{b}, r)
+	return nil
+}
+
+// askRegistrar sends a request until it is answered or ctx is done.
+func (b *Bus) askRegistrar(ctx context.Context, subject, name string, data schemas.Typed) error {
+	now := time.Now()
+	e, err := schemas.NewEvent("_registry", "", name+"/"+schemas.NewID(now), now, schemas.OriginHost, data)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	wait := 20 * time.Millisecond
+	for {
+		try, cancel := context.WithTimeout(ctx, requestTime)
+		m, err := b.nc.RequestWithContext(try, subject, body)
+		cancel()
+		if err == nil {
+			var a schemas.Registered
+			if err := json.Unmarshal(m.Data, &a); err != nil {
+				return fmt.Errorf("read the registrar's answer: %w", err)
+			}
+			if a.Error != "" {
+				return errors.New(a.Error)
+			}
+			return nil
+		}
+		if !transient(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no registrar answers (the process that serves the bus must run: petri up, or petri bus run): %w", errors.Join(ctx.Err(), err))
+		case <-time.After(wait):
+			wait = min(2*wait, 2*time.Second)
+		}
+	}
 }
 
 // registering is what a registration needs of the log's server.
@@ -108,10 +152,10 @@ func union(a, b []string) []string {
 	return slices.Compact(out)
 }
 
-// registrar registers on the server.
-type registrar struct{ *Bus }
+// onServer registers on the server.
+type onServer struct{ *Bus }
 
-func (b registrar) announce(ctx context.Context, r schemas.Registration) (uint64, error) {
+func (b onServer) announce(ctx context.Context, r schemas.Registration) (uint64, error) {
 	now := time.Now()
 	e, err := schemas.NewEvent("_registry", "", r.Name+"/"+schemas.NewID(now), now, schemas.OriginHost, r)
 	if err != nil {
@@ -120,7 +164,7 @@ func (b registrar) announce(ctx context.Context, r schemas.Registration) (uint64
 	return b.publish(ctx, registry+r.Name, e)
 }
 
-func (b registrar) consumer(ctx context.Context, name string) (*jetstream.ConsumerConfig, error) {
+func (b onServer) consumer(ctx context.Context, name string) (*jetstream.ConsumerConfig, error) {
 	cons, err := b.js.Consumer(ctx, streamLog, name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, nil
@@ -131,26 +175,13 @@ func (b registrar) consumer(ctx context.Context, name string) (*jetstream.Consum
 	return &cons.CachedInfo().Config, nil
 }
 
-func (b registrar) setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error {
+func (b onServer) setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error {
 	cfg.FilterSubjects, cfg.FilterSubject = filters(cfg), ""
 	_, err := b.js.CreateConsumer(ctx, streamLog, cfg)
 	if errors.Is(err, jetstream.ErrConsumerExists) {
 		_, err = b.js.UpdateConsumer(ctx, streamLog, cfg)
 	}
 	return err
-}
-
-// Unregister ends an analyzer's interest: the log says so, and its consumer
-// goes. What it owed is then missing, as withdrawn. If it registers again it
-// begins behind that.
-func (b *Bus) Unregister(ctx context.Context, analyzer string) error {
-	if _, err := b.registration(ctx, analyzer); err != nil {
-		if errors.Is(err, ErrNotFound) { // or it was cut off
-			err = errors.Join(err, registrar{b}.dropConsumer(ctx, liveConsumerName(analyzer)))
-		}
-		return fmt.Errorf("unregister %s: %w", analyzer, err)
-	}
-	return unregister(ctx, registrar{b}, analyzer)
 }
 
 // unregister can be cut off anywhere and repeated, like [register]. A consumer
@@ -165,7 +196,7 @@ func unregister(ctx context.Context, on registering, analyzer string) error {
 	return nil
 }
 
-func (b registrar) retract(ctx context.Context, analyzer string) error {
+func (b onServer) retract(ctx context.Context, analyzer string) error {
 	now := time.Now()
 	e, err := schemas.NewEvent("_registry", "", analyzer+"/"+schemas.NewID(now), now, schemas.OriginHost, schemas.Unregistration{Name: analyzer})
 	if err != nil {
@@ -175,7 +206,7 @@ func (b registrar) retract(ctx context.Context, analyzer string) error {
 	return err
 }
 
-func (b registrar) dropConsumer(ctx context.Context, name string) error {
+func (b onServer) dropConsumer(ctx context.Context, name string) error {
 	err := b.js.DeleteConsumer(ctx, streamLog, name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil
@@ -299,15 +330,15 @@ func wants(r schemas.Registration, kind schemas.Kind) bool {
 	return slices.Contains(r.Kinds, kind)
 }
 
-// Heartbeat says that an instance of an analyzer lives, until ctx is done.
+// Heartbeat says that an instance of an analyzer lives, until ctx is done. It is
+// a plain publish, for which an analyzer needs no right but that one.
 func (b *Bus) Heartbeat(ctx context.Context, analyzer, instance, version string) {
 	t := time.NewTicker(heartbeatTTL / 3)
 	defer t.Stop()
 	body, _ := json.Marshal(map[string]string{"analyzer": analyzer, "instance": instance, "version": version})
 	for {
-		if kv, err := b.js.KeyValue(ctx, kvRegistry); err == nil {
-			_, _ = kv.Put(ctx, analyzer+"."+instance, body) // a lost one is made good by the next
-		}
+		// A lost one is made good by the next.
+		_ = b.nc.Publish("$KV."+kvRegistry+"."+analyzer+"."+instance, body)
 		select {
 		case <-ctx.Done():
 			return
