@@ -274,8 +274,8 @@ func (x *Archiver) runs(ctx context.Context, tenant, analysis string) error {
 		return err
 	}
 	for _, r := range list {
-		if !r.Ended() && (r.Analysis == "" || r.Analysis == analysis) {
-			return notYet("run %s of %s is %s", r.Run, r.Analyzers, r.State)
+		if !r.Ended() && (r.Analysis == "" && !r.Imported || r.Analysis == analysis) {
+			return notYet("run %s is %s", r.Run, r.State)
 		}
 	}
 	return nil

@@ -242,32 +242,41 @@ func (b *Bus) past(ctx context.Context, run *schemas.RunState, kinds []schemas.K
 // readAll reads several subjects of the log, in its order, within sequences
 // (until 0: to the end that it has now).
 func (b *Bus) readAll(ctx context.Context, subjects []string, from, until uint64, fn func(Entry) error) error {
-	end := uint64(0)
-	for _, s := range subjects {
-		m, err := b.lastMsg(ctx, s)
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read the log: %w", err)
-		}
-		end = max(end, m.Sequence)
+	end, err := b.lastOf(ctx, streamLog, subjects)
+	if err != nil {
+		return err
 	}
 	if end == 0 || end < from {
 		return nil
 	}
-	return b.follow(ctx, subjects, from, nil, func(e Entry) error {
-		if until > 0 && e.Seq > until {
-			return ErrStop
-		}
-		if err := fn(e); err != nil {
+	err = b.batches(ctx, subjects, from, func(batch []Entry, _ uint64) error {
+		if len(batch) == 0 {
+			// What is to come may have been archived or deleted meanwhile.
+			now, err := b.lastOf(ctx, streamLog, subjects)
+			if err == nil && now < end {
+				if end = now; now < max(from, 1) {
+					return ErrStop
+				}
+			}
 			return err
 		}
-		if e.Seq >= end {
-			return ErrStop
+		for _, e := range batch {
+			if until > 0 && e.Seq > until {
+				return ErrStop
+			}
+			if err := fn(e); err != nil {
+				return err
+			}
+			if from = e.Seq + 1; e.Seq >= end {
+				return ErrStop
+			}
 		}
 		return nil
 	})
+	if errors.Is(err, ErrStop) {
+		return nil
+	}
+	return err
 }
 
 // Registered returns the last registration of an analyzer that has not
