@@ -122,6 +122,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 	return []jetstream.KeyValueConfig{
 		{Bucket: kvRegistry, Description: "heartbeats of analyzers", TTL: heartbeatTTL},
 		{Bucket: kvLease, Description: "who runs an analysis", TTL: leaseTTL},
+		{Bucket: kvRoom, Description: "how full the server is", TTL: roomTTL},
 		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
 		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
 		{Bucket: kvRuns, Description: "runs of analyzers over past artifacts: state and list"},

@@ -18,7 +18,8 @@ import (
 )
 
 // Submit puts a submission into the queue. The store must have its sample. A
-// full queue gives an error that wraps [ErrBusy].
+// full queue gives an error that wraps [ErrBusy], a full server one that wraps
+// [ErrFull].
 func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	if err := checkTokens(s.Tenant, s.ID); err != nil {
 		return err
@@ -32,6 +33,11 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	}
 	if !slices.Contains(priorities, prio) {
 		return fmt.Errorf("priority %q is none of %s", prio, strings.Join(priorities, ", "))
+	}
+	if room, err := b.Room(ctx); err != nil {
+		return fmt.Errorf("submit: %w", err)
+	} else if err := room.Err(); err != nil {
+		return err
 	}
 	e, err := schemas.NewEvent(s.Tenant, s.ID, s.ID+"/job", s.Submitted, schemas.OriginHost, s)
 	if err != nil {

@@ -63,7 +63,8 @@ type Keeper interface {
 }
 
 // Roomy is a [Store] that knows the disk below it, which is also that of the
-// analyses' own directories. Room fails if the disk does not have n more bytes.
+// analyses' own directories. Room fails if n more bytes of what comes in large
+// amounts would take what is kept for receipts and endings.
 type Roomy interface {
 	Room(n int64) error
 }

@@ -220,6 +220,14 @@ type memStore struct {
 	mu   sync.Mutex
 	objs map[schemas.Digest][]byte
 	fail error
+	full error // what Room says
+}
+
+// Room implements [sandboxd.Roomy].
+func (s *memStore) Room(int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.full
 }
 
 func newMemStore() *memStore { return &memStore{objs: map[schemas.Digest][]byte{}} }

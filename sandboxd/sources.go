@@ -278,6 +278,11 @@ func (s *source) publish(p []byte, records uint64, final bool) error {
 	if seg.From.IsZero() {
 		seg.From = time.Now().UTC()
 	}
+	if r, ok := s.c.cfg.Store.(Roomy); ok {
+		if err := r.Room(seg.Size); err != nil {
+			return fmt.Errorf("no room: %w", err)
+		}
+	}
 	if s.store {
 		if _, _, err := s.c.cfg.Store.Put(s.c.life, "segment", bytes.NewReader(p)); err != nil {
 			return fmt.Errorf("store a segment: %w", err)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,7 @@ func examine(ctx context.Context, cfg app.Config) []check {
 	if checks[0].Status == "ok" && checks[1].Status == "ok" {
 		checks = append(checks, checkAccel(ctx, cfg, arch))
 	}
-	return append(checks, checkIsolation(cfg), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkNode(ctx, cfg))
+	return append(checks, checkIsolation(cfg), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkRoom(ctx, cfg), checkNode(ctx, cfg))
 }
 
 func checkQEMU(ctx context.Context, arch string) check {
@@ -138,6 +139,26 @@ func checkDisk(what, dir string, need int64) check {
 	c := check{what, "ok", fmt.Sprintf("%s, %s free", dir, term.Size(free)), ""}
 	if free < need {
 		c.Status, c.Fix = "error", "make room, or choose another directory: --"+what+" DIR"
+	}
+	return c
+}
+
+// checkRoom says whether a submission would be taken: by what the bus process
+// measured last, or where none runs, by the disk.
+func checkRoom(ctx context.Context, cfg app.Config) check {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	room, err := cfg.DiskRoom()
+	if b, cerr := cfg.Connect(ctx, "doctor"); cerr == nil {
+		defer b.Close()
+		room, err = b.Room(ctx)
+	}
+	if err != nil {
+		return check{"room", "error", err.Error(), ""}
+	}
+	c := check{"room", "ok", cmp.Or(room.Detail, "not measured: no bus process runs"), ""}
+	if err := room.Err(); err != nil {
+		c.Status, c.Fix = "error", "submissions are refused: petri delete, petri gc, petri archive, or another --watermarks than "+cfg.Watermarks.String()
 	}
 	return c
 }

@@ -53,6 +53,7 @@ func (g *global) flags(f *pflag.FlagSet) {
 // archiveFlag says how long analyses stay in the log. Only what starts a bus has
 // it.
 func (g *global) archiveFlag(f *pflag.FlagSet) {
+	f.Var(&g.cfg.Watermarks, "watermarks", "how full, in percent, the disk or a stream may be before submissions are refused, and before high-volume data is cut")
 	g.cfg.ArchiveAfter = app.DefaultArchiveAfter
 	f.Var((*age)(&g.cfg.ArchiveAfter), "archive-after", "move ended analyses in which nothing happened for so long from the log to the archive, such as 12h or 30d; 0: never")
 }

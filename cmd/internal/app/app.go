@@ -37,6 +37,10 @@ type Config struct {
 	Verbose  bool
 
 	ArchiveAfter time.Duration // how long an ended analysis stays in the log; 0: for ever
+
+	// Watermarks say from when on a disk or a server counts as full.
+	Watermarks bus.Watermarks
+	measure    func(dir string) (bus.Gauge, error) // of tests; nil: the file system
 }
 
 // DefaultArchiveAfter is how long an ended analysis stays in the log: as long

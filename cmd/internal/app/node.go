@@ -263,7 +263,7 @@ func (n *Node) args(role string) []string {
 	args := []string{
 		DaemonCommand, role, "--data", c.Data, "--cache", c.Cache, "--accel", c.Accel,
 		"--parallel", strconv.Itoa(c.Parallel), "--memory", strconv.FormatInt(c.Memory>>20, 10),
-		"--archive-after", c.ArchiveAfter.String(), "--sync", c.Sync.String(),
+		"--archive-after", c.ArchiveAfter.String(), "--watermarks", c.Watermarks.String(), "--sync", c.Sync.String(),
 	}
 	for flag, v := range map[string]string{"--listen": c.Listen, "--guestd": c.Guestd} {
 		if v != "" {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
@@ -137,11 +138,11 @@ func (w contextWriter) Write(ctx context.Context, e schemas.Event) error {
 
 // store is where sandboxd's artifacts go.
 func (c *Config) store(b *bus.Bus) sandboxd.Store {
-	s := storeAdapter{b.Artifacts().WithCaps(artifactCaps)}
-	if c.NATS != "" { // its disk is elsewhere
-		return s
+	s := roomyStore{Store: storeAdapter{b.Artifacts().WithCaps(artifactCaps)}, marks: c.Watermarks, room: b.Room, mu: new(sync.Mutex), known: new(bus.Room)}
+	if c.NATS == "" { // else its disk is elsewhere
+		s.disk = c.disk
 	}
-	return roomyStore{s, c.Data}
+	return s
 }
 
 // storeAdapter gives sandboxd the store.

@@ -39,6 +39,13 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 	g.Go(func() error { return bus.NewRegistrar(b, log).Run(ctx) })
 	g.Go(func() error { return b.Project(ctx, log) })
 	g.Go(func() error { return b.Undertake(ctx, log) })
+	g.Go(func() error {
+		disk := c.disk
+		if c.NATS != "" { // it is elsewhere
+			disk = nil
+		}
+		return b.KeepMeasuring(ctx, c.Watermarks, disk, log)
+	})
 	g.Go(func() error { return b.DriveRuns(ctx, log) })
 	g.Go(func() error { return b.KeepClean(ctx, log) })
 	g.Go(func() error {
