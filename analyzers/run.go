@@ -20,6 +20,7 @@ import (
 type Options struct {
 	Instance    string        // names this process in answers; empty: host and process id
 	Concurrency int           // children at once; zero: GOMAXPROCS
+	Slots       Slots         // shared with other runners, in place of Concurrency; nil: of its own
 	Log         *slog.Logger  // nil: nothing is logged
 	Stats       *Stats        // to be counted into; nil: one of its own. Logged at the end
 	Dir         string        // for temporary files, which have no names; empty: os.TempDir
@@ -35,6 +36,17 @@ type Options struct {
 	// Unconfined permits to go on where neither a network namespace nor a
 	// system-call filter is to be had.
 	Unconfined bool
+}
+
+// Slots are places for children: one element per running child.
+type Slots chan struct{}
+
+// NewSlots returns places for n children; zero: for GOMAXPROCS.
+func NewSlots(n int) Slots {
+	if n == 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	return make(Slots, n)
 }
 
 // DefaultMaxInput bounds what is spooled for a task, in bytes.
@@ -71,8 +83,14 @@ func (o Options) fill() Options {
 		host, _ := os.Hostname()
 		o.Instance = fmt.Sprintf("%s-%d", host, os.Getpid())
 	}
+	if o.Slots != nil {
+		o.Concurrency = cap(o.Slots)
+	}
 	if o.Concurrency == 0 {
 		o.Concurrency = runtime.GOMAXPROCS(0)
+	}
+	if o.Slots == nil {
+		o.Slots = NewSlots(o.Concurrency)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -137,7 +155,7 @@ func Run(ctx context.Context, list []Analyzer, s Services, o Options) error {
 		return err
 	}
 	defer sp.close()
-	r := &runner{services: s, opts: o, spawner: sp, slots: make(chan struct{}, o.Concurrency)}
+	r := &runner{services: s, opts: o, spawner: sp, slots: o.Slots}
 	o.Log.Info("analyzers are confined", "namespaces", sp.level.String(), "uid", sp.status.UID, "empty_root", sp.status.Root,
 		"syscall_filter", sp.status.Filter, "memory_limit", sp.status.Memory, "no_network", sp.status.Network)
 	for _, a := range list {

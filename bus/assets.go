@@ -29,6 +29,8 @@ const (
 	kvState    = "STATE"
 	kvArchive  = "ARCHIVE"
 	kvRuns     = "RUNS"
+
+	kvAnalyzers = "ANALYZERS"
 )
 
 // MaxPayload is the largest message that the server must take, in bytes: one
@@ -125,6 +127,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 		{Bucket: kvRoom, Description: "how full the server is", TTL: roomTTL},
 		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
 		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
+		{Bucket: kvAnalyzers, Description: "analyzers that are commands of the user's, and those that are removed"},
 		{Bucket: kvRuns, Description: "runs of analyzers over past artifacts: state and list"},
 	}
 }

@@ -333,18 +333,7 @@ func wants(r schemas.Registration, kind schemas.Kind) bool {
 // Heartbeat says that an instance of an analyzer lives, until ctx is done. It is
 // a plain publish, for which an analyzer needs no right but that one.
 func (b *Bus) Heartbeat(ctx context.Context, analyzer, instance, version string) {
-	t := time.NewTicker(heartbeatTTL / 3)
-	defer t.Stop()
-	body, _ := json.Marshal(map[string]string{"analyzer": analyzer, "instance": instance, "version": version})
-	for {
-		// A lost one is made good by the next.
-		_ = b.nc.Publish("$KV."+kvRegistry+"."+analyzer+"."+instance, body)
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-	}
+	b.Beats(ctx, func() Beat { return Beat{Analyzer: analyzer, Instance: instance, Version: version} })
 }
 
 // Alive lists the analyzers of which an instance has been heard lately.

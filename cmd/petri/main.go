@@ -108,8 +108,7 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g),
-		exportCommand(g), importCommand(g), archiveCommand(g), listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
-		deleteCommand(g), gcCommand(g), auditCommand(g),
+		gcCommand(g), auditCommand(g), analyzersCommand(g), analyzerCommand(g),
 		daemonCommand(g), supervisorCommand(),
 	)
 	return root

@@ -9,62 +9,110 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/petri-sandbox/petri/analyzers"
-	"github.com/petri-sandbox/petri/analyzers/all"
+	"github.com/petri-sandbox/petri/analyzers/command"
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// RunAnalyzers runs the analyzers that Petri brings until ctx is done. ready is
-// called when all of them are registered.
-func RunAnalyzers(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
-	b, err := c.Connect(ctx, "analyzers")
+// RunCommand runs one analyzer that is a command until ctx is done. ready is
+// called when it is registered.
+func RunCommand(ctx context.Context, c Config, d schemas.Definition, log *slog.Logger, ready func()) error {
+	a, err := command.New(d)
+	if err != nil {
+		return err
+	}
+	if err := a.Preflight(ctx); err != nil {
+		return err
+	}
+	log.Info("the command is", "analyzer", d.Name, "command", strings.Join(d.Argv, " "), "limits", a.Describe())
+	b, err := c.Connect(ctx, "analyzer "+d.Name)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	list := all.List()
-	host, _ := os.Hostname()
-	instance := fmt.Sprintf("%s-%d", host, os.Getpid())
-	reg := &registryAdapter{b: b, left: len(list), ready: ready}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for _, a := range list {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			b.Heartbeat(ctx, a.Info().Name, instance, a.Info().Version)
-		}()
-	}
-	return analyzers.Run(ctx, list, analyzers.Services{
-		Registry: reg, Queue: queueAdapter{b}, Store: openAdapter{b}, Uploads: uploadAdapter{b}, Inbox: b, History: historyAdapter{b},
-	}, analyzers.Options{Instance: instance, Log: log, Heartbeat: bus.TaskAckWait / 3, Dir: c.Data})
+	return runAnalyzer(ctx, b, a, analyzers.Options{Instance: instance(), Log: log, Dir: c.Data, Unconfined: c.Unconfined}, ready)
 }
 
-// registryAdapter registers, and says when all are.
+// instance names this process.
+func instance() string {
+	host, _ := os.Hostname()
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
+
+// runAnalyzer registers one analyzer and runs it, and has its heart beat.
+func runAnalyzer(ctx context.Context, b *bus.Bus, a analyzers.Analyzer, o analyzers.Options, ready func()) error {
+	o.Stats, o.Heartbeat = &analyzers.Stats{}, bus.TaskAckWait/3
+	info := a.Info()
+	p := newPulse(info.Name, info.Version, o.Instance, o.Stats)
+	beating, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Beats(beating, p.beat) })
+	defer wg.Wait()
+	defer stop()
+	return analyzers.Run(ctx, []analyzers.Analyzer{a}, analyzers.Services{
+		Registry: registryAdapter{b, ready}, Queue: queueAdapter{b}, Store: openAdapter{b}, Uploads: uploadAdapter{b}, Inbox: b, History: historyAdapter{b},
+	}, o)
+}
+
+// registryAdapter registers, and says when it has.
 type registryAdapter struct {
 	b     *bus.Bus
-	mu    sync.Mutex
-	left  int
 	ready func()
 }
 
-func (r *registryAdapter) Register(ctx context.Context, reg schemas.Registration) error {
+func (r registryAdapter) Register(ctx context.Context, reg schemas.Registration) error {
 	if err := r.b.Register(ctx, reg); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.left--; r.left == 0 {
-		r.ready()
-	}
+	r.ready()
 	return nil
+}
+
+// pulse makes heartbeats of a runner's counts.
+type pulse struct {
+	base  bus.Beat
+	stats *analyzers.Stats
+	past  []count // of the last minute, the oldest first
+}
+
+type count struct {
+	at time.Time
+	n  uint64
+}
+
+func newPulse(name, version, instance string, stats *analyzers.Stats) *pulse {
+	now := time.Now()
+	return &pulse{
+		base:  bus.Beat{Analyzer: name, Instance: instance, Version: version, Since: now.UTC().Truncate(time.Second)},
+		stats: stats, past: []count{{now, 0}},
+	}
+}
+
+// beat may be called by one goroutine only.
+func (p *pulse) beat() bus.Beat {
+	b, now := p.base, time.Now()
+	for _, s := range p.stats.Snapshot() {
+		if s.Name == b.Analyzer {
+			b.Running, b.Done, b.Failed, b.Skipped = s.Running, s.Done, s.Failed, s.Skipped
+			b.Error, b.ErrorAt = s.LastError, s.LastAt.UTC().Truncate(time.Second)
+		}
+	}
+	n := b.Done + b.Failed + b.Skipped
+	for len(p.past) > 1 && now.Sub(p.past[1].at) >= time.Minute {
+		p.past = p.past[1:]
+	}
+	if took := now.Sub(p.past[0].at); took > 0 {
+		b.Rate = math.Round(float64(n-p.past[0].n)/took.Seconds()*1000) / 1000
+	}
+	p.past = append(p.past, count{now, n})
+	return b
 }
 
 // queueAdapter hands out tasks.

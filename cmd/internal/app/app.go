@@ -36,6 +36,10 @@ type Config struct {
 	Memory   int64 // of a guest, bytes
 	Verbose  bool
 
+	Only       []string // analyzers that run here; none: all
+	Unconfined bool     // commands may run where nothing keeps them from the network
+	again      []string // arguments with which this program was started; nil: it is petri
+
 	ArchiveAfter time.Duration // how long an ended analysis stays in the log; 0: for ever
 
 	// Watermarks say from when on a disk or a server counts as full.

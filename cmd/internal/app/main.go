@@ -31,6 +31,9 @@ func Main(role, what string) int {
 	f.StringVar(&c.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
 	f.IntVar(&c.Parallel, "parallel", 1, "analyses that have a machine at the same time")
 	f.Int64Var(&memoryMB, "memory", 256, "memory of a guest, MiB")
+	if role == "analyzer" {
+		f.StringSliceVar(&c.Only, "only", nil, "run only these analyzers, such as static,behavior")
+	}
 	f.BoolVarP(&c.Verbose, "verbose", "v", false, "log more")
 	if err := f.Parse(os.Args[1:]); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
@@ -44,6 +47,13 @@ func Main(role, what string) int {
 		return 2
 	}
 	c.Memory = memoryMB << 20
+	c.again = os.Args[1:]
+	if role == "analyzer" && f.Arg(0) == commandRole { // how it starts itself for an analyzer that was added
+		role = commandRole
+	} else if f.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "%s: %q is no flag (see: %s --help)\n", role, f.Arg(0), role)
+		return 2
+	}
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
 		return 1

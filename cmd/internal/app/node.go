@@ -42,6 +42,8 @@ func RunRole(ctx context.Context, role string, c Config, log *slog.Logger, ready
 		return RunSandbox(ctx, c, log, ready)
 	case "analyzer":
 		return RunAnalyzers(ctx, c, log, ready)
+	case commandRole:
+		return readCommand(ctx, c, log, ready)
 	case "reporter":
 		return RunReporter(ctx, c, log, ready)
 	}
