@@ -207,7 +207,7 @@ func visit(c *cobra.Command, f func(*cobra.Command)) {
 // docs/use.md, docs/guests.md and docs/analyzers.md name every command and flag
 // that there is.
 func TestFlags(t *testing.T) {
-	all := map[string]bool{"--help": true, "--version": true}
+	all := map[string]bool{"--help": true, "--version": true, "--only": true} // the last is the analyzer daemon's
 	var commands []string
 	visit(command(), func(c *cobra.Command) {
 		if c.Hidden {
