@@ -279,6 +279,62 @@ func (b *Bus) readAll(ctx context.Context, subjects []string, from, until uint64
 	return err
 }
 
+// fewAnalyses is up to how many analyses are read one by one, rather than with
+// one pass over the log.
+const fewAnalyses = 8
+
+// Answers calls fn with the findings, receipts and adoptions of analyses, each
+// analysis' in its order: of those analyzers, of all runs.
+func (b *Bus) Answers(ctx context.Context, tenant string, analyzers, analyses []string, fn func(schemas.Event)) error {
+	want := map[string]bool{}
+	for _, a := range analyses {
+		want[a] = true
+	}
+	take := func(e Entry) error {
+		f := e.Event.Family()
+		if want[e.Event.Analysis] && (f == "finding" || f == "receipt" || e.Event.Name() == schemas.EventRunAdopted) {
+			fn(e.Event)
+		}
+		return nil
+	}
+	if len(analyses) <= fewAnalyses {
+		for _, a := range analyses {
+			if err := b.Read(ctx, tenant, a, 0, take); err != nil && !errors.Is(err, ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	}
+	// The archive has what came first. What is moved there while the log is read
+	// is read afterwards.
+	seen := map[string]bool{}
+	archive := func() error {
+		return b.ArchiveEntries(ctx, tenant, func(e schemas.ArchiveEntry) error {
+			if !want[e.Analysis] || seen[e.Analysis] {
+				return nil
+			}
+			seen[e.Analysis] = true
+			err := b.archivedEvents(ctx, e, take)
+			if errors.Is(err, ErrNotFound) { // deleted meanwhile
+				return nil
+			}
+			return err
+		})
+	}
+	if err := archive(); err != nil {
+		return err
+	}
+	subjects := []string{contextSubject(tenant, "*", schemas.EventRunAdopted)}
+	for _, a := range analyzers {
+		subjects = append(subjects,
+			logPrefix+tenant+".*.finding.*."+a+".>", logPrefix+tenant+".*.refinding.*."+a+".>", logPrefix+tenant+".*.receipt.*."+a+".*")
+	}
+	if err := b.readAll(ctx, subjects, 0, 0, take); err != nil {
+		return err
+	}
+	return archive()
+}
+
 // Registered returns the last registration of an analyzer that has not
 // withdrawn. If there is none the error wraps [ErrNotFound].
 func (b *Bus) Registered(ctx context.Context, name string) (schemas.Registration, error) {

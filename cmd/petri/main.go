@@ -107,7 +107,7 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), gateCommand(g), reportCommand(g), eventsCommand(g),
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
-		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g),
+		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g), diffCommand(g),
 		gcCommand(g), auditCommand(g), analyzersCommand(g), analyzerCommand(g),
 		daemonCommand(g), supervisorCommand(),
 	)

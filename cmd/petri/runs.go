@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/reporters/compare"
 	"github.com/petri-sandbox/petri/reporters/term"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -371,17 +372,32 @@ func runText(r *schemas.RunState, rate float64) string {
 
 // runResult is what replay, hunt and runs show print with --json.
 type runResult struct {
-	Run schemas.RunState `json:"run"`
+	Run        schemas.RunState    `json:"run"`
+	Difference *compare.Difference `json:"difference,omitempty"` // to what counted without it
 }
 
 // printRun prints what a run that has ended amounts to.
-func (g *global) printRun(_ context.Context, _ *bus.Bus, r *schemas.RunState) error {
+func (g *global) printRun(ctx context.Context, b *bus.Bus, r *schemas.RunState) error {
+	out := runResult{Run: *r}
+	if r.State != schemas.RunFailed {
+		var err error
+		if out.Difference, err = compareRuns(ctx, b, compare.Counting, r.Run, ""); err != nil {
+			return interrupted(ctx, err)
+		}
+	}
 	if g.json {
-		if err := printJSON(os.Stdout, runResult{Run: *r}); err != nil {
+		if err := printJSON(os.Stdout, out); err != nil {
 			return err
 		}
-	} else if _, err := fmt.Printf("%s  %s: %s\n", r.Run, r.State, term.Clip(runText(r, 0), 200)); err != nil {
-		return err
+	} else {
+		if _, err := fmt.Printf("%s  %s: %s\n", r.Run, r.State, term.Clip(runText(r, 0), 200)); err != nil {
+			return err
+		}
+		if out.Difference != nil {
+			if err := printDifference(os.Stdout, out.Difference, shortDifference); err != nil {
+				return err
+			}
+		}
 	}
 	switch {
 	case r.State == schemas.RunFailed:
