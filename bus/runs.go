@@ -134,6 +134,9 @@ func (b *Bus) runRecord(ctx context.Context, key string, into any) (revision uin
 // Runs lists a tenant's runs, the newest first.
 func (b *Bus) Runs(ctx context.Context, tenant string) ([]schemas.RunState, error) {
 	kv, err := b.js.KeyValue(ctx, kvRuns)
+	if errors.Is(err, jetstream.ErrBucketNotFound) { // an older Petri's data
+		return []schemas.RunState{}, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the runs: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/bus"
@@ -209,5 +210,259 @@ func TestHunt(t *testing.T) {
 	}
 	if n := messages(t, b, "RUNS"); n != 0 {
 		t.Errorf("%d messages are left in the queue of runs", n)
+	}
+}
+
+// TestPauseResumeCancel steers a run that gives out one task at a time.
+func TestPauseResumeCancel(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	past(t, b, 6)
+	register(t, b, "late", schemas.KindSample)
+	drive(t, b)
+	third, on := make(chan struct{}), make(chan struct{})
+	_, taken := work(t, b, "late", func(n int64, _ *bus.Task) error {
+		if n == 3 {
+			close(third)
+			<-on
+		}
+		return nil
+	})
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Parallel: 2})
+	<-third
+	if err := b.OrderRun(t.Context(), run, bus.OrderPause); err != nil {
+		t.Fatal(err)
+	}
+	if n := messages(t, b, "RUNS"); n != 1 {
+		t.Errorf("%d messages wait in the queue of a paused run, beside the run itself", n-1)
+	}
+	close(on) // what is in work is finished, also while the run is paused
+	r := until(t, b, run, func(r schemas.RunState) bool { return r.Done == 3 })
+	if r.State != schemas.RunPaused || taken.Load() != 3 {
+		t.Errorf("%d tasks were taken; the run stands at %+v", taken.Load(), r)
+	}
+	if err := b.OrderRun(t.Context(), run, bus.OrderResume); err != nil {
+		t.Fatal(err)
+	}
+	if r := until(t, b, run, overAndDone); r.State != schemas.RunDone || r.Done != 6 {
+		t.Errorf("the run ended as %+v", r)
+	}
+	if err := b.OrderRun(t.Context(), run, bus.OrderCancel); err == nil {
+		t.Error("a run that has ended was cancelled")
+	}
+
+	slow := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Rate: 0.01})
+	until(t, b, slow, func(r schemas.RunState) bool { return r.Done == 1 })
+	if err := b.OrderRun(t.Context(), slow, bus.OrderCancel); err != nil {
+		t.Fatal(err)
+	}
+	if r := until(t, b, slow, overAndDone); r.State != schemas.RunCancelled || r.Done != 1 {
+		t.Errorf("the run ended as %+v", r)
+	}
+}
+
+// TestDeleteDuringHunt takes analyses away while a hunt goes over them: their
+// tasks count as gone, and the hunt ends.
+func TestDeleteDuringHunt(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	list := past(t, b, 5)
+	register(t, b, "late", schemas.KindSample)
+	drive(t, b)
+	first, on := make(chan struct{}), make(chan struct{})
+	work(t, b, "late", func(n int64, _ *bus.Task) error {
+		if n == 1 {
+			close(first)
+			<-on
+		}
+		return nil
+	})
+	// One is in work, one was given out, and one is only listed.
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Parallel: 2})
+	<-first
+	for _, i := range []int{0, 1, 4} {
+		if _, err := b.Delete(t.Context(), "default", list[i].id, bus.DeleteOptions{By: "test"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(on)
+	r := until(t, b, run, overAndDone)
+	if r.State != schemas.RunDone || r.Done != 2 || r.Gone != 3 {
+		t.Errorf("the run ended as %+v", r)
+	}
+	for _, i := range []int{0, 1, 4} {
+		if n := inLog(t, b, list[i].id); n > 0 {
+			t.Errorf("%s was deleted, and the log has %d messages of it", list[i].id, n)
+		}
+	}
+}
+
+// TestRunWaits hunts with an analyzer that is not there: the run says so, and
+// goes on when it comes.
+func TestRunWaits(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	past(t, b, 2)
+	register(t, b, "late", schemas.KindSample)
+	drive(t, b)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}})
+	r := until(t, b, run, func(r schemas.RunState) bool { return r.Waiting != "" })
+	if r.State != schemas.RunRunning || !strings.Contains(r.Waiting, "analyzer late is not running") {
+		t.Errorf("the run stands at %+v", r)
+	}
+	work(t, b, "late", nil)
+	if r := until(t, b, run, overAndDone); r.Done != 2 || r.Waiting != "" {
+		t.Errorf("the run ended as %+v", r)
+	}
+	none := startRun(t, b, schemas.RunState{Analyzers: []string{"nobody"}})
+	if r := until(t, b, none, overAndDone); r.State != schemas.RunFailed || !strings.Contains(r.Error, "nobody is not registered") {
+		t.Errorf("a run of nobody ended as %+v", r)
+	}
+}
+
+// TestRunOfScope replays an analyzer over an analysis, and one over its
+// artifacts, in one run; nothing that comes of it reaches who is live.
+func TestRunOfScope(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	list := past(t, b, 2)
+	register(t, b, "whole")
+	register(t, b, "late", schemas.KindSample)
+	register(t, b, "live", schemas.KindDropped)
+	drive(t, b)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"whole", "late"}, Analysis: list[0].id})
+	task := next(t, b, "whole")
+	if task.Ref.Run != run || task.Ref.SHA256 != nil || len(task.Artifacts) != 1 {
+		t.Errorf("the task over the analysis is %+v with %d artifacts", task.Ref, len(task.Artifacts))
+	}
+	finish(t, b, task, schemas.FinishedTask{})
+	task = next(t, b, "late")
+	inner, n, err := b.Upload(t.Context(), "late", "upload", strings.NewReader("inner"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish(t, b, task, schemas.FinishedTask{Derived: []schemas.Derived{{Kind: schemas.KindDropped, SHA256: inner, Size: n}}})
+	if r := until(t, b, run, overAndDone); r.Total != 2 || r.Done != 2 {
+		t.Errorf("the run ended as %+v", r)
+	}
+	want := []string{
+		"context analysis_submitted", "artifact announced", "context start_analysis", "context analysis_completed",
+		"receipt committed", "receipt committed",
+	}
+	if diff := cmp.Diff(want, list[0].names()); diff != "" {
+		t.Errorf("log (-want +got):\n%s", diff)
+	}
+	if f, n := list[1].answers(run); f+n != 0 {
+		t.Errorf("the other analysis has %d findings and %d receipts", f, n)
+	}
+}
+
+// TestClerkChecksRuns hands in what no run has listed.
+func TestClerkChecksRuns(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	list := past(t, b, 2)
+	register(t, b, "late", schemas.KindSample)
+	register(t, b, "other", schemas.KindSample)
+	drive(t, b)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Analysis: list[0].id})
+	mine := next(t, b, "late").Ref
+	not := schemas.Sum([]byte("not there"))
+	for name, change := range map[string]func(*schemas.TaskRef){
+		"another's run":      func(r *schemas.TaskRef) { r.Analyzer = "other" },
+		"no run":             func(r *schemas.TaskRef) { r.Run = "r-" + schemas.NewID(time.Now()) },
+		"another analysis":   func(r *schemas.TaskRef) { r.Analysis = list[1].id },
+		"another artifact":   func(r *schemas.TaskRef) { r.SHA256 = &not },
+		"no artifact at all": func(r *schemas.TaskRef) { r.SHA256, r.Kind = nil, "" },
+	} {
+		ref := mine
+		change(&ref)
+		handIn(t, b, ref, name, schemas.FinishedTask{})
+	}
+	drained(t, b)
+	await(t, b, "DEAD", 5)
+	for _, a := range list {
+		if f, n := a.answers(run); f+n != 0 {
+			t.Errorf("%s has %d findings and %d receipts of the run", a.id, f, n)
+		}
+	}
+}
+
+// TestAdopt adopts a run: once, and not in an analysis that goes on.
+func TestAdopt(t *testing.T) {
+	b := start(t)
+	a := past(t, b, 1)[0]
+	run := "r-" + schemas.NewID(time.Now())
+	for i, want := range []bool{true, false} {
+		if got, err := b.Adopt(t.Context(), "default", a.id, run, "some\nbody"); got != want || err != nil {
+			t.Errorf("time %d: %v, %v", i, got, err)
+		}
+	}
+	if names := a.names(); names[len(names)-1] != "context run_adopted" || len(names) != 5 {
+		t.Errorf("the log is %v", names)
+	}
+	if got, err := b.Adopt(t.Context(), "default", a.id, schemas.LiveRun, "test"); !got || err != nil {
+		t.Errorf("back to the live one: %v, %v", got, err)
+	}
+	goes := newAnalysis(t, b)
+	goes.event(schemas.AnalysisSubmitted{})
+	if _, err := b.Adopt(t.Context(), "default", goes.id, run, "test"); !errors.Is(err, bus.ErrNotEnded) {
+		t.Errorf("in an analysis that goes on: %v", err)
+	}
+	if _, err := b.Adopt(t.Context(), "default", schemas.NewID(time.Now()), run, "test"); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("in an analysis that is not there: %v", err)
+	}
+}
+
+// TestHuntArchive hunts over analyses that have left the log, and adopts.
+func TestHuntArchive(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	list := past(t, b, 3)
+	x := bus.NewArchiver(b, bus.ArchiverOptions{After: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	x.SetLate(0)
+	for inLog(t, b, list[0].id)+inLog(t, b, list[1].id)+inLog(t, b, list[2].id) > 0 {
+		if _, err := x.Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	register(t, b, "late", schemas.KindSample)
+	register(t, b, "whole")
+	drive(t, b)
+	work(t, b, "late", nil)
+	work(t, b, "whole", nil)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late", "whole"}})
+	if r := until(t, b, run, overAndDone); r.Total != 6 || r.Done != 6 {
+		t.Errorf("the run ended as %+v", r)
+	}
+	if r := until(t, b, startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Imported: true}), overAndDone); r.Total != 0 || r.State != schemas.RunDone {
+		t.Errorf("a hunt over imported analyses ended as %+v", r)
+	}
+	for _, a := range list {
+		if f, n := a.answers(run); f != 2 || n != 2 {
+			t.Errorf("%s has %d findings and %d receipts of the run", a.id, f, n)
+		}
+		if done, err := b.Adopt(t.Context(), "default", a.id, run, "test"); !done || err != nil {
+			t.Errorf("adopt: %v, %v", done, err)
+		}
+		if done, err := b.Adopt(t.Context(), "default", a.id, run, "test"); done || err != nil {
+			t.Errorf("adopt again: %v, %v", done, err)
+		}
+	}
+}
+
+// TestRunSince lists only what was submitted from a time on.
+func TestRunSince(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	past(t, b, 2)
+	<-time.After(5 * time.Millisecond) // an id tells milliseconds
+	since := time.Now()
+	past(t, b, 1)
+	register(t, b, "late", schemas.KindSample)
+	drive(t, b)
+	work(t, b, "late", nil)
+	if r := until(t, b, startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Since: since}), overAndDone); r.Total != 1 || r.Done != 1 {
+		t.Errorf("the run ended as %+v", r)
 	}
 }
