@@ -88,7 +88,7 @@ func (l Limits) streams() []jetstream.StreamConfig {
 		},
 		{
 			Name: streamJobs, Description: "submissions that wait for a sandbox",
-			Subjects: []string{"job.*.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
+			Subjects: []string{"job.*.*.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
 			MaxMsgs: l.Jobs, MaxMsgSize: MaxPayload, Duplicates: 24 * time.Hour, AllowDirect: true,
 		},
 		{

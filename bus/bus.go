@@ -30,6 +30,9 @@ type Bus struct {
 	lost      time.Time                     // when the connection was lost; zero while there is one
 	consumers map[string]jetstream.Consumer // that have been looked up, by stream and name
 
+	denied   denials
+	stepwise bool // may not make consumers
+
 	absentGrace time.Duration
 	holds       *holds
 }
@@ -51,13 +54,16 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		nats.DisconnectErrHandler(func(*nats.Conn, error) { b.setLost(time.Now()) }),
 		nats.ReconnectHandler(func(*nats.Conn) { b.setLost(time.Time{}) }),
 	}
-	if a.User != "" {
-		opts = append(opts, nats.UserInfo(a.User, a.Password))
-	}
 	if in != nil {
 		opts = append(opts, nats.InProcessServer(in))
 	}
-	var err error
+	auth, user, err := a.auth()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, auth...)
+	opts = append(opts, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { b.denied.note(err) }))
+	b.stepwise = strings.HasPrefix(user, "analyzer-")
 	if b.nc, err = nats.Connect(a.URL, opts...); err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
 	}

@@ -22,6 +22,8 @@ var (
 	ErrBusy = errors.New("the job queue is full, retry later")
 	// ErrRunning says that an analysis has not ended.
 	ErrRunning = errors.New("the analysis has not ended")
+	// ErrDenied says that the connection's credentials do not allow something.
+	ErrDenied = errors.New("not allowed by the credentials (petri bus init says which role may do what)")
 	// ErrInUse says that a data directory has a server already.
 	ErrInUse = errors.New("the data directory is in use")
 )

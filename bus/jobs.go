@@ -47,11 +47,12 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	if err != nil {
 		return err
 	}
-	err = retry(ctx, func(ctx context.Context) error {
-		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: jobSubject(s.Profile, prio), Data: body},
+	subject := jobSubject(s.Tenant, s.Profile, prio)
+	err = retry(ctx, b.asking(subject, func(ctx context.Context) error {
+		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body},
 			jetstream.WithMsgID("job:"+s.ID), jetstream.WithRetryAttempts(0))
 		return err
-	})
+	}))
 	if hasCode(err, codeMaxMessages) {
 		return ErrBusy
 	}
@@ -111,11 +112,11 @@ func (b *Bus) Queue(ctx context.Context, profiles []string) (*Queue, error) {
 			// A job that kills its sandbox comes back for ever; the number of
 			// its attempts in the log ends that, not the server's count.
 			c, err := b.js.CreateOrUpdateConsumer(ctx, streamJobs, jetstream.ConsumerConfig{
-				Durable: "sbx-" + p + "-" + prio, FilterSubject: jobSubject(p, prio),
+				Durable: "sbx-" + p + "-" + prio, FilterSubject: jobSubject("*", p, prio),
 				AckPolicy: jetstream.AckExplicitPolicy, AckWait: jobAckWait, MaxDeliver: -1, MaxAckPending: 10_000,
 			})
 			if err != nil {
-				return nil, fmt.Errorf("open the queue %s: %w", jobSubject(p, prio), err)
+				return nil, fmt.Errorf("open the queue %s: %w", jobSubject("*", p, prio), err)
 			}
 			q.consumers = append(q.consumers, c)
 		}
@@ -185,6 +186,10 @@ func (q *Queue) take(m jetstream.Msg) *Job {
 	}
 	if err == nil {
 		err = checkTokens(j.Submission.Tenant, j.Submission.ID)
+	}
+	// The server has checked the subject, and nobody the body.
+	if err == nil && strings.SplitN(m.Subject(), ".", 3)[1] != j.Submission.Tenant {
+		err = fmt.Errorf("a submission for tenant %s on %s", j.Submission.Tenant, m.Subject())
 	}
 	if err != nil {
 		q.b.bury(streamJobs, "jobs", m, err)

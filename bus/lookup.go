@@ -42,8 +42,9 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 			Time    time.Time `json:"time"`
 		} `json:"message"`
 	}
-	err = retry(ctx, func(ctx context.Context) error {
-		m, err := b.nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.MSG.GET."+stream, req)
+	subject := jetstream.DefaultAPIPrefix + "STREAM.MSG.GET." + stream
+	err = retry(ctx, b.asking(subject, func(ctx context.Context) error {
+		m, err := b.nc.RequestWithContext(ctx, subject, req)
 		if err != nil {
 			return err
 		}
@@ -58,7 +59,7 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 			return errors.New("the server's answer has no message")
 		}
 		return nil
-	})
+	}))
 	if hasCode(err, jetstream.JSErrCodeMessageNotFound) || hasCode(err, jetstream.JSErrCodeStreamNotFound) {
 		return nil, fmt.Errorf("%s%s in %s: %w", l.Last, l.Next, stream, ErrNotFound)
 	}

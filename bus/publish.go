@@ -36,7 +36,7 @@ func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, 
 		return 0, fmt.Errorf("event %s has %d bytes, more than %d", id, len(body), maxBody)
 	}
 	var seq uint64
-	err := retry(ctx, func(ctx context.Context) error {
+	err := retry(ctx, b.asking(subject, func(ctx context.Context) error {
 		ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
 			append([]jetstream.PublishOpt{jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0)}, opts...)...)
 		if err != nil {
@@ -44,7 +44,7 @@ func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, 
 		}
 		seq = ack.Sequence
 		return nil
-	})
+	}))
 	if err != nil {
 		return 0, fmt.Errorf("publish %s: %w", id, err)
 	}

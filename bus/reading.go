@@ -215,6 +215,9 @@ const nobodyKnows = math.MaxUint64
 // come for a while, with [nobodyKnows]. It ends when fn returns an error, or ctx
 // is done.
 func (b *Bus) batches(ctx context.Context, subjects []string, from uint64, fn func(batch []Entry, pending uint64) error) error {
+	if b.stepwise && len(subjects) == 1 {
+		return b.steps(ctx, subjects[0], from, fn)
+	}
 	const most = 512
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: time.Minute}
 	if from > 0 {
@@ -282,6 +285,36 @@ func (b *Bus) batches(ctx context.Context, subjects []string, from uint64, fn fu
 			}
 		}
 		if err := fn(batch, pending); err != nil {
+			return err
+		}
+	}
+}
+
+// steps is batches for who may not make consumers: who may make one on the log
+// may change everybody's. Each message is asked for.
+func (b *Bus) steps(ctx context.Context, subject string, from uint64, fn func(batch []Entry, pending uint64) error) error {
+	for next := max(1, from); ; {
+		m, err := b.lookupIn(ctx, streamLog, lookup{Next: subject, Seq: next})
+		if errors.Is(err, ErrNotFound) {
+			if err := fn(nil, 0); err != nil {
+				return err
+			}
+			select {
+			case <-time.After(idleCheck):
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("read the log: %w", err)
+		}
+		e, err := schemas.ParseEvent(m.Data)
+		if err != nil {
+			return fmt.Errorf("read the log at %d: %w", m.Sequence, err)
+		}
+		next = m.Sequence + 1
+		if err := fn([]Entry{{Seq: m.Sequence, Subject: m.Subject, Event: e, Body: m.Data}}, nobodyKnows); err != nil {
 			return err
 		}
 	}

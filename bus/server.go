@@ -30,6 +30,8 @@ type Address struct {
 	User     string `json:"user,omitempty"`
 	Password string `json:"password,omitempty"`
 	PID      int    `json:"pid,omitempty"`
+	Creds    string `json:"-"` // file of a user's credentials
+	CA       string `json:"-"` // file of the authority that the server's certificate is from
 }
 
 // ServerOptions are for [StartServer]. The zero value listens on a free port of

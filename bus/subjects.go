@@ -83,7 +83,11 @@ func LiveSubject(tenant, analysis string) string {
 
 func tombstoneSubject(tenant, analysis string) string { return tombstones + tenant + "." + analysis }
 
-func jobSubject(profile, priority string) string { return "job." + profile + "." + priority }
+// jobSubject names the tenant too, so that permissions can say for whom somebody
+// may submit.
+func jobSubject(tenant, profile, priority string) string {
+	return "job." + tenant + "." + profile + "." + priority
+}
 
 // priorities are the last tokens of a job's subject, in the order of service.
 var priorities = []string{"high", "normal", "low"}

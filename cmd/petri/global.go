@@ -36,6 +36,8 @@ func (g *global) flags(f *pflag.FlagSet) {
 	f.StringVar(&g.cfg.Data, "data", app.DefaultData(), "directory of the log, the artifacts and the credentials")
 	f.StringVar(&g.cfg.Cache, "cache", image.DefaultCache(), "directory of the guests' images")
 	f.StringVar(&g.cfg.NATS, "nats", os.Getenv(app.ServerVariable), "URL of a NATS server of your own (also PETRI_NATS); default: the embedded one")
+	f.StringVar(&g.cfg.Creds, "creds", os.Getenv(app.CredsVariable), "file of the credentials for that server (also PETRI_CREDS)")
+	f.StringVar(&g.cfg.CA, "ca", os.Getenv(app.CAVariable), "file of the authority of that server's certificate (also PETRI_CA)")
 	f.StringVar(&g.cfg.Listen, "listen", "", "loopback address of the embedded server; default: a free port")
 	f.StringVar(&g.cfg.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
 	f.IntVar(&g.cfg.Parallel, "parallel", max(1, runtime.NumCPU()/2), "analyses that have a machine at the same time")
@@ -141,7 +143,7 @@ func (g *global) config() (app.Config, error) {
 	}
 	c.Memory = g.memoryMB << 20
 	// The node's processes live in another directory.
-	for _, dir := range []*string{&c.Data, &c.Cache, &c.Guestd} {
+	for _, dir := range []*string{&c.Data, &c.Cache, &c.Guestd, &c.Creds, &c.CA} {
 		if *dir == "" {
 			continue
 		}

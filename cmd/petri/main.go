@@ -109,7 +109,7 @@ sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g), diffCommand(g),
 		gcCommand(g), auditCommand(g), analyzersCommand(g), analyzerCommand(g),
-		daemonCommand(g), supervisorCommand(),
+		busCommand(g), daemonCommand(g), supervisorCommand(),
 	)
 	return root
 }

@@ -27,6 +27,8 @@ type Config struct {
 	Data   string        // directory of the server's data, the sandbox and the credentials
 	Cache  string        // directory of guests' images; may be thrown away
 	NATS   string        // URL of a server of the user's own; empty: the embedded one
+	Creds  string        // file of the credentials for it
+	CA     string        // file of the authority of its certificate
 	Listen string        // address of the embedded server; empty: a free port
 	Sync   time.Duration // how often the embedded server writes to the disk; 0: always
 	Accel  string        // auto, kvm or tcg
@@ -94,7 +96,7 @@ func fileExists(path string) bool {
 // address is how to reach the server.
 func (c *Config) address() (bus.Address, error) {
 	if c.NATS != "" {
-		return bus.Address{URL: c.NATS}, nil
+		return bus.Address{URL: c.NATS, Creds: c.Creds, CA: c.CA}, nil
 	}
 	return bus.ReadAddress(c.Data)
 }

@@ -25,6 +25,8 @@ func Main(role, what string) int {
 		fmt.Fprintf(os.Stderr, "%s %s\n\nUsage: %s --nats URL [flags]\n\n%s", role, what, role, f.FlagUsages())
 	}
 	f.StringVar(&c.NATS, "nats", os.Getenv(ServerVariable), "URL of the NATS server (also PETRI_NATS)")
+	f.StringVar(&c.Creds, "creds", os.Getenv(CredsVariable), "file of the credentials for it (also PETRI_CREDS)")
+	f.StringVar(&c.CA, "ca", os.Getenv(CAVariable), "file of the authority of its certificate (also PETRI_CA)")
 	f.StringVar(&c.Data, "data", DefaultData(), "directory of this daemon's data")
 	f.StringVar(&c.Cache, "cache", image.DefaultCache(), "directory of the guests' images")
 	f.StringVar(&c.Guestd, "guestd", "", "directory of the guest agents; default: beside this program")

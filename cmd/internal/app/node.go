@@ -32,6 +32,13 @@ const DaemonCommand = "daemon"
 // user's own.
 const ServerVariable = "PETRI_NATS"
 
+// Environment variables that name the files of the credentials for such a server
+// and of the authority that its certificate is from.
+const (
+	CredsVariable = "PETRI_CREDS"
+	CAVariable    = "PETRI_CA"
+)
+
 // RunRole runs one process of a node until it is told to stop or its parent
 // dies.
 func RunRole(ctx context.Context, role string, c Config, log *slog.Logger, ready func()) error {
@@ -207,7 +214,7 @@ func (n *Node) spawn(ctx context.Context, role string) (*child.Process, error) {
 	cmd := exec.Command(exe, n.args(role)...)
 	cmd.Env = daemonEnv()
 	if n.cfg.NATS != "" { // not an argument: it may hold a password, and everybody sees those
-		cmd.Env = append(cmd.Env, ServerVariable+"="+n.cfg.NATS)
+		cmd.Env = append(cmd.Env, ServerVariable+"="+n.cfg.NATS, CredsVariable+"="+n.cfg.Creds, CAVariable+"="+n.cfg.CA)
 	}
 	cmd.Stderr = logFile
 	cmd.ExtraFiles = []*os.File{w}

@@ -75,7 +75,7 @@ type assets struct {
 
 func openBus(ctx context.Context, c Config, log *slog.Logger) (*bus.Bus, assets, func(), error) {
 	if c.NATS != "" {
-		b, err := bus.Connect(ctx, bus.Address{URL: c.NATS}, "bus")
+		b, err := bus.Connect(ctx, bus.Address{URL: c.NATS, Creds: c.Creds, CA: c.CA}, "bus")
 		if err != nil {
 			return nil, assets{}, nil, err
 		}

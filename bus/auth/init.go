@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// Options are for [Init].
+type Options struct {
+	Hosts       []string // names or addresses of the servers: one or at least three
+	Port        int      // for clients; 0: 4222
+	ClusterPort int      // for the other servers; 0: 6222
+	Tenants     []string // empty: default
+	Analyzers   []string // that Petri brings, for the user of the process that runs them
+	MaxPayload  int      // bytes that the servers must take
+}
+
+// Builtin is the name of the user of the process that runs the analyzers that
+// Petri brings.
+const Builtin = "builtin"
+
+// Init makes a new installation in dir, which must not exist or be empty: keys,
+// certificates, a configuration per server, and credentials per role. Everything
+// that is secret is readable by its owner only.
+func Init(dir string, o Options) error {
+	if o.Port == 0 {
+		o.Port = 4222
+	}
+	if o.ClusterPort == 0 {
+		o.ClusterPort = 6222
+	}
+	if len(o.Tenants) == 0 {
+		o.Tenants = []string{schemas.DefaultTenant}
+	}
+	if err := o.check(); err != nil {
+		return err
+	}
+	if have, err := os.ReadDir(dir); err == nil && len(have) > 0 {
+		return fmt.Errorf("%s is not empty: new keys would shut out everybody who has the old ones (choose another directory)", dir)
+	}
+	for _, d := range []string{"keys", "ca", "users"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return err
+		}
+	}
+	preload, err := accounts(dir)
+	if err != nil {
+		return err
+	}
+	ca, err := newCA(dir)
+	if err != nil {
+		return err
+	}
+	for _, h := range o.Hosts {
+		if err := node(dir, h, o, ca, preload); err != nil {
+			return err
+		}
+	}
+	for _, r := range []Role{Bus, Admin, Sandboxd, Reporter, SIEM} {
+		if _, err := AddUser(dir, r, ""); err != nil {
+			return err
+		}
+	}
+	if _, err := AddUser(dir, Analyzer, Builtin, o.Analyzers...); err != nil {
+		return err
+	}
+	for _, t := range o.Tenants {
+		if _, err := AddUser(dir, User, t); err != nil {
+			return err
+		}
+	}
+	return write(filepath.Join(dir, "README.md"), []byte(readme(o)), 0o600)
+}
+
+func (o *Options) check() error {
+	if n := len(o.Hosts); n != 1 && n < 3 {
+		return fmt.Errorf("%d servers: one server, or at least three, of which more than half must live", n)
+	}
+	seen := map[string]bool{}
+	for _, h := range o.Hosts {
+		if net.ParseIP(h) == nil && !hostName(h) {
+			return fmt.Errorf("%.100q is no host name and no address", h)
+		}
+		if seen[h] {
+			return fmt.Errorf("host %s is there twice", h)
+		}
+		seen[h] = true
+	}
+	for _, t := range o.Tenants {
+		if err := schemas.CheckTenant(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hostName(s string) bool {
+	return s != "" && len(s) < 254 && !strings.HasPrefix(s, "-") && !strings.HasPrefix(s, ".") &&
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == ""
+}
+
+// accounts makes the operator and the accounts, and returns the part of the
+// servers' configuration that names them.
+func accounts(dir string) (string, error) {
+	operator, err := nkeys.CreateOperator()
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	tokens := map[string]string{}
+	for _, name := range []string{"SYS", "PETRI"} {
+		key, err := nkeys.CreateAccount()
+		if err != nil {
+			return "", err
+		}
+		id, err := key.PublicKey()
+		if err != nil {
+			return "", err
+		}
+		c := jwt.NewAccountClaims(id)
+		c.Name = name
+		if name == "PETRI" {
+			c.Limits.JetStreamLimits = jwt.JetStreamLimits{
+				MemoryStorage: jwt.NoLimit, DiskStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit, MaxAckPending: jwt.NoLimit,
+			}
+		}
+		if tokens[id], err = c.Encode(operator); err != nil {
+			return "", err
+		}
+		names = append(names, id)
+		if err := saveKey(filepath.Join(dir, "keys", strings.ToLower(name)+".nk"), key); err != nil {
+			return "", err
+		}
+	}
+	if err := saveKey(filepath.Join(dir, "keys", "operator.nk"), operator); err != nil {
+		return "", err
+	}
+	id, err := operator.PublicKey()
+	if err != nil {
+		return "", err
+	}
+	c := jwt.NewOperatorClaims(id)
+	c.Name, c.SystemAccount = "petri", names[0]
+	token, err := c.Encode(operator)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: {\n  %s: %s\n  %s: %s\n}\n",
+		token, names[0], names[0], tokens[names[0]], names[1], tokens[names[1]]), nil
+}
+
+func saveKey(path string, key nkeys.KeyPair) error {
+	seed, err := key.Seed()
+	if err != nil {
+		return err
+	}
+	return write(path, append(seed, '\n'), 0o600)
+}
+
+// AddUser makes the credentials of a role's user in an installation and returns
+// their file. The servers need not be told: they know the account that has
+// signed them. analyzers are those of a process that runs several.
+func AddUser(dir string, r Role, name string, analyzers ...string) (string, error) {
+	user, err := UserName(r, name)
+	if err != nil {
+		return "", err
+	}
+	p, err := PermissionsOf(r, name, analyzers...)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "users", user+".creds")
+	if _, err := os.Stat(path); err == nil {
+		return "", fmt.Errorf("%s exists already (remove it to make new ones)", path)
+	}
+	seed, err := os.ReadFile(filepath.Join(dir, "keys", "petri.nk"))
+	if err != nil {
+		return "", fmt.Errorf("read the account's key: %w (%s must be a directory of petri bus init)", err, dir)
+	}
+	account, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(seed))))
+	if err != nil {
+		return "", fmt.Errorf("read the account's key: %w", err)
+	}
+	key, err := nkeys.CreateUser()
+	if err != nil {
+		return "", err
+	}
+	id, err := key.PublicKey()
+	if err != nil {
+		return "", err
+	}
+	c := jwt.NewUserClaims(id)
+	c.Name = user
+	c.Pub.Allow, c.Sub.Allow = p.Publish, p.Subscribe
+	if len(p.Publish) == 0 {
+		c.Pub.Deny = []string{">"} // an empty list would allow all
+	}
+	if p.Respond {
+		c.Resp = &jwt.ResponsePermission{MaxMsgs: 1, Expires: 0}
+	}
+	token, err := c.Encode(account)
+	if err != nil {
+		return "", fmt.Errorf("sign the credentials of %s: %w", user, err)
+	}
+	own, err := key.Seed()
+	if err != nil {
+		return "", err
+	}
+	creds, err := jwt.FormatUserConfig(token, own)
+	if err != nil {
+		return "", err
+	}
+	return path, write(path, creds, 0o600)
+}
+
+// write makes a file that was not there.
+func write(path string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
