@@ -244,15 +244,14 @@ func (c *Context) screenshot(ctx context.Context, event string) error {
 		return fmt.Errorf("make room for the picture: %w", err)
 	}
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil {
+	w, err := os.OpenFile(f.Name(), os.O_WRONLY, 0)
+	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
 		return err
 	}
+	defer w.Close()
 	sctx, cancel := context.WithTimeout(ctx, screenTime)
 	defer cancel()
-	if err := s.Screenshot(sctx, f); err != nil {
-		return err
-	}
-	if _, err := f.Seek(0, 0); err != nil {
+	if err := s.Screenshot(sctx, w); err != nil {
 		return err
 	}
 	return c.Store(ctx, schemas.Artifact{Kind: schemas.KindScreenshot, MediaType: "image/png", Name: "screen.png", Event: event}, f)

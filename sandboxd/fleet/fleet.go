@@ -232,10 +232,12 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 
 // owned gives its user id back when its machine is gone.
 type owned struct {
-	machine.Machine
+	*supervisor.Machine
 	free func()
 	once sync.Once
 }
+
+var _ machine.Screenshotter = (*owned)(nil) // whatever wraps a machine keeps its display
 
 func (o *owned) Close() error {
 	err := o.Machine.Close()

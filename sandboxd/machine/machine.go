@@ -54,7 +54,8 @@ type Machine interface {
 
 // A Screenshotter is a [Machine] whose guest has a display.
 type Screenshotter interface {
-	// Screenshot writes a picture of it to f, as PNG.
+	// Screenshot writes a picture of it to f, as PNG. f must be open for writing
+	// only.
 	Screenshot(ctx context.Context, f *os.File) error
 }
 

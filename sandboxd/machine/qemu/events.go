@@ -76,3 +76,18 @@ func (m *Machine) DumpMemory(ctx context.Context, f *os.File) error {
 		return fmt.Errorf("dump the guest's memory: %w", ctx.Err())
 	}
 }
+
+// Screenshot implements [machine.Screenshotter].
+func (m *Machine) Screenshot(ctx context.Context, f *os.File) error {
+	in, err := m.instance()
+	if err != nil {
+		return err
+	}
+	err = in.monitor.WithFile(ctx, int(f.Fd()), func(path string) error {
+		return in.monitor.Execute(ctx, "screendump", map[string]any{"filename": path, "format": "png"}, nil)
+	})
+	if err != nil {
+		return in.explain(fmt.Errorf("take a picture of the display: %w", err))
+	}
+	return nil
+}

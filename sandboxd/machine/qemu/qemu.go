@@ -71,7 +71,10 @@ type Machine struct {
 	closed bool
 }
 
-var _ machine.Machine = (*Machine)(nil)
+var (
+	_ machine.Machine       = (*Machine)(nil)
+	_ machine.Screenshotter = (*Machine)(nil)
+)
 
 // New returns a machine that has not been started.
 func New(cfg Config, o machine.Observer) *Machine {

@@ -195,6 +195,21 @@ func (m *Monitor) SendFile(ctx context.Context, name string, fd int) error {
 	return m.execute(ctx, "getfd", map[string]any{"fdname": name}, nil, syscall.UnixRights(fd))
 }
 
+// fileSet is the only set of descriptors that QEMU is given files in.
+const fileSet = 1
+
+// WithFile has QEMU write to a descriptor, which must be open for writing only,
+// where a command takes a path: run is called with that path.
+// QEMU docs/interop/qmp-ref: add-fd.
+func (m *Monitor) WithFile(ctx context.Context, fd int, run func(path string) error) error {
+	set := map[string]any{"fdset-id": fileSet}
+	if err := m.execute(ctx, "add-fd", set, nil, syscall.UnixRights(fd)); err != nil {
+		return err
+	}
+	err := run(fmt.Sprintf("/dev/fdset/%d", fileSet))
+	return errors.Join(err, m.execute(ctx, "remove-fd", set, nil, nil))
+}
+
 func (m *Monitor) execute(ctx context.Context, command string, args, result any, oob []byte) error {
 	answer := make(chan reply, 1)
 	m.mu.Lock()

@@ -48,7 +48,10 @@ type Machine struct {
 	closed  error
 }
 
-var _ machine.Machine = (*Machine)(nil)
+var (
+	_ machine.Machine       = (*Machine)(nil)
+	_ machine.Screenshotter = (*Machine)(nil)
+)
 
 // Start starts a supervisor for a machine. What the machine reports goes to o
 // until [Machine.Close] has returned.
@@ -306,6 +309,16 @@ func (m *Machine) DumpMemory(ctx context.Context, f *os.File) error {
 		return err
 	}
 	return m.simple(ctx, reqDump)
+}
+
+// Screenshot implements [machine.Screenshotter].
+func (m *Machine) Screenshot(ctx context.Context, f *os.File) error {
+	m.call.Lock()
+	defer m.call.Unlock()
+	if err := m.sendFile(f); err != nil {
+		return err
+	}
+	return m.simple(ctx, reqScreen)
 }
 
 func (m *Machine) sendFile(f *os.File) error {

@@ -62,6 +62,7 @@ const (
 	reqCollect  = "collect" // files on streamFiles
 	reqFlush    = "flush"
 	reqDump     = "dump"     // to the descriptor sent before
+	reqScreen   = "screen"   // likewise
 	reqSnapshot = "snapshot" // boots, writes RAM and state → [guest.Hello]
 	reqClose    = "close"    // ends the machine and then every stream
 )

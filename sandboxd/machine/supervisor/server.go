@@ -168,6 +168,15 @@ func (s *server) request(ctx context.Context, name string, raw json.RawMessage) 
 			defer f.Close()
 			return m.DumpMemory(ctx, f)
 		}))
+	case reqScreen:
+		return handle(ctx, raw, nothing(func(ctx context.Context) error {
+			f, err := s.receiveFile()
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return m.Screenshot(ctx, f)
+		}))
 	}
 	return nil, fmt.Errorf("supervisor knows no request %q", name)
 }
