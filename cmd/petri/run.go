@@ -240,7 +240,11 @@ func runOne(ctx context.Context, g *global, req app.Request, o runOptions) error
 		}
 	}
 	if err := cfg.CheckRoom(); err != nil {
-		return err
+		b, cerr := cfg.Connect(ctx, "petri")
+		if cerr != nil {
+			return err
+		}
+		b.Close() // the Petri that runs has marks of its own
 	}
 	ctx, cancel := interruptible(ctx)
 	defer cancel()

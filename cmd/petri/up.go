@@ -3,12 +3,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
 )
@@ -30,7 +32,9 @@ func upCommand(g *global) *cobra.Command {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
 			log := app.Logger(os.Stderr, cfg.Verbose)
-			if err := cfg.CheckRoom(); err != nil {
+			if err := cfg.CheckRoom(); errors.Is(err, bus.ErrFull) { // what is there can be read, and deleted
+				log.Warn("submissions are refused", "error", err)
+			} else if err != nil {
 				return err
 			}
 			n, err := app.StartNode(ctx, cfg, log, func(role string) { log.Info("ready", "role", role) })
@@ -78,11 +82,6 @@ func submitCommand(g *global) *cobra.Command {
 				return interrupted(ctx, err)
 			}
 			defer b.Close()
-			if cfg, err := g.config(); err != nil {
-				return err
-			} else if err := cfg.CheckRoom(); err != nil {
-				return err
-			}
 			if err := prep.Submit(ctx, b); err != nil {
 				return interrupted(ctx, badInput(err))
 			}
