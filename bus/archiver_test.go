@@ -339,3 +339,48 @@ func TestArchiveRefusesDamage(t *testing.T) {
 		t.Errorf("the log has %d messages", n)
 	}
 }
+
+// TestArchiveWhileFollowed moves an analysis that somebody follows, and writes
+// behind it: the follower misses nothing and sees nothing twice.
+func TestArchiveWhileFollowed(t *testing.T) {
+	ctx := t.Context()
+	b := start(t)
+	a := ended(t, b)
+	caughtUp, got, end := make(chan struct{}), make(chan string, 100), make(chan error, 1)
+	go func() {
+		end <- b.Follow(ctx, "default", a.id, 0, func() { close(caughtUp) }, func(e bus.Entry) error {
+			got <- e.Event.ID
+			if strings.HasSuffix(e.Event.ID, "/context/4") {
+				return bus.ErrStop
+			}
+			return nil
+		})
+	}()
+	<-caughtUp
+	a.event(schemas.AnalysisAmended{Analyzer: "one", Run: schemas.LiveRun})
+	if err := archiver(b).Archive(ctx, "default", a.id); err != nil {
+		t.Fatal(err)
+	}
+	w, err := b.OpenContext(ctx, "default", a.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := &analysis{t: t, b: b, w: w, id: a.id}
+	late.event(schemas.AnalysisAmended{Analyzer: "two", Run: schemas.LiveRun})
+	if err := <-end; err != nil {
+		t.Fatal(err)
+	}
+	close(got)
+	seen := map[string]int{}
+	for id := range got {
+		seen[id]++
+	}
+	if len(seen) != 7 {
+		t.Errorf("seen %v", seen)
+	}
+	for id, n := range seen {
+		if n != 1 {
+			t.Errorf("%s was seen %d times", id, n)
+		}
+	}
+}

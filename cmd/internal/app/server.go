@@ -144,16 +144,34 @@ func (c *Config) OpenStore(ctx context.Context) (*bus.Bus, func(), error) {
 	}, nil
 }
 
-// Import reads a .petri file into the archive; see [bus.Bus.Import].
+// Import reads a .petri file into the archive; see [bus.Bus.Import]. It stops
+// where the disk would have no room left for the log.
 func (c *Config) Import(ctx context.Context, b *bus.Bus, tenant string, r io.Reader) (bus.Imported, error) {
-	if c.NATS == "" {
-		free, err := FreeSpace(c.Data)
-		if err != nil {
-			return bus.Imported{}, err
-		}
-		if free < 2*diskReserve {
-			return bus.Imported{}, fmt.Errorf("%s has %d MiB free, of which %d MiB are kept for the log (make room, or choose another directory: --data DIR)", c.Data, free>>20, diskReserve>>20)
-		}
+	if c.NATS == "" { // of another's disk nothing is known
+		r = &roomyReader{r: r, dir: c.Data}
 	}
 	return b.Import(ctx, r, bus.ImportOptions{Tenant: tenant, Caps: artifactCaps})
+}
+
+// roomyReader reads what is to be stored on a disk while there is room.
+type roomyReader struct {
+	r    io.Reader
+	dir  string
+	left int64 // bytes until it looks again
+}
+
+func (r *roomyReader) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		free, err := FreeSpace(r.dir)
+		if err != nil {
+			return 0, err
+		}
+		if free < 2*diskReserve {
+			return 0, fmt.Errorf("%s has %d MiB free, of which %d MiB are kept for the log (make room, or choose another directory: --data DIR)", r.dir, free>>20, 2*diskReserve>>20)
+		}
+		r.left = diskReserve / 4
+	}
+	n, err := r.r.Read(p)
+	r.left -= int64(n)
+	return n, err
 }
