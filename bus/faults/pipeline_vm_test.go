@@ -46,6 +46,7 @@ func runClerk(ctx context.Context, b *bus.Bus, lifetime string) error {
 	log := slog.New(slog.DiscardHandler)
 	errs := make(chan error, 2)
 	go func() { errs <- bus.NewClerk(b, log).Run(ctx) }()
+	go func() { errs <- bus.NewRegistrar(b, log).Run(ctx) }()
 
 	sayReady()
 	return <-errs
@@ -83,11 +84,12 @@ func runAnalyzer(ctx context.Context, b *bus.Bus, name, percent string) error {
 		if err != nil {
 			return err
 		}
-		if bytes.HasPrefix(body, []byte("poison")) && task.Attempt <= 3 {
+		poison := bytes.HasPrefix(body, []byte("poison"))
+		if poison && task.Attempt <= 3 {
 			die()
 		}
 		done := schemas.FinishedTask{Task: task.Ref, Version: r.Version, Instance: instance, Status: schemas.TaskDone, Findings: []schemas.Finding{{Kind: "seen", Title: "seen"}}}
-		if task.Attempt > 3 {
+		if poison {
 			done.Status, done.Error, done.Findings = schemas.TaskFailed, "poison", nil
 		}
 		if name == "nest" && task.Artifact.Depth < maxNested && done.Status == schemas.TaskDone {
@@ -211,9 +213,11 @@ func one(ctx context.Context, b *bus.Bus, sample string, analyzers []string) (ta
 	}
 	receipts, findings := map[string]int{}, map[string]int{}
 	failed := 0
+	var log []string
 	err = b.Read(ctx, schemas.DefaultTenant, id, 0, func(e bus.Entry) error {
 		var rc schemas.Receipt
 		var f schemas.FindingCommitted
+		log = append(log, fmt.Sprint(e.Seq, " ", e.Subject))
 		switch {
 		case e.Event.Decode(&rc) == nil:
 			receipts[rc.Task.Analyzer+"/"+rc.Task.Token()]++
@@ -234,6 +238,7 @@ func one(ctx context.Context, b *bus.Bus, sample string, analyzers []string) (ta
 	}
 	if len(receipts) != want {
 		wrong = 1 // it was called complete too early
+		err = fmt.Errorf("%s has %d receipts, not %d, and was called complete; its log:\n%s", id, len(receipts), want, strings.Join(log, "\n"))
 	}
 	if lost = len(receipts) - failed - len(findings); lost < 0 {
 		lost = 0
@@ -243,7 +248,7 @@ func one(ctx context.Context, b *bus.Bus, sample string, analyzers []string) (ta
 			doubled += n - 1
 		}
 	}
-	return len(receipts), lost, doubled, wrong, nil
+	return len(receipts), lost, doubled, wrong, err
 }
 
 // TestKillAnalyzers has analyzers die at every point, and the clerk too.
