@@ -6,6 +6,7 @@ package all
 
 import (
 	"github.com/petri-sandbox/petri/analyzers"
+	"github.com/petri-sandbox/petri/analyzers/archive"
 	"github.com/petri-sandbox/petri/analyzers/behavior"
 	"github.com/petri-sandbox/petri/analyzers/command"
 	"github.com/petri-sandbox/petri/analyzers/static"
@@ -14,6 +15,7 @@ import (
 // List returns the analyzers, in the order of their names.
 func List() []analyzers.Analyzer {
 	return []analyzers.Analyzer{
+		archive.New(),
 		behavior.New(),
 		static.New(),
 	}

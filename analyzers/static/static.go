@@ -55,7 +55,7 @@ func (Analyzer) Info() analyzers.Info {
 	return analyzers.Info{
 		Name:    "static",
 		Version: "1.0.0",
-		Kinds:   []schemas.Kind{schemas.KindSample, schemas.KindDropped},
+		Kinds:   []schemas.Kind{schemas.KindSample, schemas.KindDropped, schemas.KindExtracted},
 		Memory:  64 << 20,
 	}
 }
