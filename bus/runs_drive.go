@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -187,7 +186,7 @@ func (d *runDriver) list(ctx context.Context) error {
 				cancel()
 				<-done
 				d.state.State = schemas.RunCancelled
-				return d.answer(ctx, m, d.save(context.WithoutCancel(ctx)))
+				return d.answer(m, d.save(context.WithoutCancel(ctx)))
 			case OrderPause, OrderResume:
 				paused = string(m.Data) == OrderPause
 				_ = m.Respond([]byte("ok"))
@@ -290,180 +289,13 @@ func (d *runDriver) loop(ctx context.Context) error {
 	}
 }
 
-// fill gives out tasks, as many as may be out at a time.
-func (d *runDriver) fill(ctx context.Context) error {
-	for d.state.State == schemas.RunRunning && len(d.open)-len(d.queue) < d.state.Parallel {
-		if len(d.queue) == 0 {
-			if len(d.next) == 0 {
-				return nil
-			}
-			key := d.next[0]
-			d.next = d.next[1:]
-			if err := d.begin(ctx, key); err != nil {
-				return err
-			}
-			continue
-		}
-		now := time.Now()
-		if d.state.Rate > 0 {
-			if now.Before(d.due) {
-				return nil
-			}
-			d.due = now.Add(time.Duration(float64(time.Second) / d.state.Rate))
-		}
-		t := d.queue[0]
-		if err := d.give(ctx, t); err != nil {
-			return err
-		}
-		d.queue = d.queue[1:]
-		t.given, t.check = now, now.Add(runCheck)
-	}
-	return nil
-}
-
-// begin takes a piece in work: what has a receipt already is counted, the rest
-// waits to be given out.
-func (d *runDriver) begin(ctx context.Context, key string) error {
-	p := new(runPiece)
-	if _, err := d.b.runRecord(ctx, key, p); err != nil {
-		return err
-	}
-	p.runCount = runCount{}
-	d.pieces[key] = p
-	a, there, err := d.b.standing(ctx, d.state.Tenant, p.Analysis)
-	if err != nil {
-		return err
-	}
-	if !there {
-		p.Gone = len(p.Tasks)
-		return d.finish(ctx, p)
-	}
-	mine := map[string]bool{}
-	for _, item := range p.Tasks {
-		mine[taskToken(item.ref(d.state.Tenant, p.Analysis, d.state.Run))] = true
-	}
-	done := map[string]bool{}
-	err = d.receiptsOf(ctx, a, p.Analysis, func(r *schemas.Receipt) {
-		if token := taskToken(r.Task); mine[token] && !done[token] {
-			done[token] = true
-			p.answered(r)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	for _, item := range p.Tasks {
-		t := &openTask{ref: item.ref(d.state.Tenant, p.Analysis, d.state.Run), item: item, piece: p}
-		if token := taskToken(t.ref); !done[token] {
-			d.open[token] = t
-			d.queue = append(d.queue, t)
-		}
-	}
-	d.count()
-	return d.finish(ctx, p)
-}
-
-// receiptsOf calls fn with the receipts that the run has of an analysis.
-func (d *runDriver) receiptsOf(ctx context.Context, a archived, analysis string, fn func(*schemas.Receipt)) error {
-	take := func(e Entry) error {
-		var r schemas.Receipt
-		if e.Event.Family() == "receipt" && e.Event.Decode(&r) == nil && r.Task.Run == d.state.Run {
-			fn(&r)
-		}
-		return nil
-	}
-	if a.Archived.After(d.state.Created) { // it may have some of them
-		r := &reading{b: d.b, tenant: d.state.Tenant, analysis: analysis, family: "receipt", fn: take}
-		return r.run(ctx)
-	}
-	return d.b.readAll(ctx, []string{logPrefix + d.state.Tenant + "." + analysis + ".receipt." + d.state.Run + ".>"}, 0, 0, take)
-}
-
-// give puts a task into the analyzer's queue. It may be there already.
-func (d *runDriver) give(ctx context.Context, t *openTask) error {
-	id := t.ref.Analysis + "/run/" + t.ref.Run + "/" + t.ref.Analyzer + "/" + t.ref.Token()
-	e, err := schemas.NewEvent(t.ref.Tenant, t.ref.Analysis, id, time.Now(), schemas.OriginHost,
-		schemas.RunTask{Task: t.ref, Artifact: t.item.Artifact, Force: d.state.Force})
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(e)
-	if err != nil {
-		return err
-	}
-	err = retry(ctx, func(ctx context.Context) error {
-		// No message id: a task that was taken out of the queue must go in again.
-		_, err := d.b.js.PublishMsg(ctx, &nats.Msg{Subject: runSubject(t.ref), Data: body},
-			jetstream.WithExpectLastSequencePerSubject(0), jetstream.WithRetryAttempts(0))
-		return err
-	})
-	if hasCode(err, codeWrongLastSequence) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("give out a task of %s: %w", d.state.Run, err)
-	}
-	return nil
-}
-
-// receipt counts an answer.
-func (d *runDriver) receipt(ctx context.Context, r *schemas.Receipt) error {
-	token := taskToken(r.Task)
-	t, ok := d.open[token]
-	if !ok {
-		return nil
-	}
-	t.piece.answered(r)
-	return d.close(ctx, token)
-}
-
-// close ends a task, and its piece with the last one.
-func (d *runDriver) close(ctx context.Context, token string) error {
-	t := d.open[token]
-	delete(d.open, token)
-	if t.given.IsZero() {
-		d.queue = slices.DeleteFunc(d.queue, func(q *openTask) bool { return q == t })
-	}
-	d.count()
-	return d.finish(ctx, t.piece)
-}
-
-// finish ends a piece if all of it is answered.
-func (d *runDriver) finish(ctx context.Context, p *runPiece) error {
-	if p.Done+p.Failed+p.Skipped+p.Gone < len(p.Tasks) {
-		return nil
-	}
-	p.Ended = true
-	if err := d.b.writePiece(ctx, d.kv, d.state.Run, p); err != nil {
-		return err
-	}
-	d.ended.add(p.runCount)
-	delete(d.pieces, pieceKey(d.state.Run, p.Analysis, p.N))
-	d.count()
-	return nil
-}
-
-// count sums up.
-func (d *runDriver) count() {
-	sum := d.ended
-	for _, p := range d.pieces {
-		sum.add(p.runCount)
-	}
-	s := &d.state
-	if was := (runCount{s.Done, s.Failed, s.Skipped, s.Reused, s.Gone}); was != sum {
-		s.Done, s.Failed, s.Skipped, s.Reused, s.Gone = sum.Done, sum.Failed, sum.Skipped, sum.Reused, sum.Gone
-		s.Waiting = ""
-		d.dirty = true
-	}
-}
-
 // order obeys somebody.
 func (d *runDriver) order(ctx context.Context, m *nats.Msg) (ended bool, err error) {
 	switch string(m.Data) {
 	case OrderPause:
 		d.state.State, d.state.Waiting = schemas.RunPaused, ""
 		if err := d.drain(ctx); err != nil {
-			return false, d.answer(ctx, m, err)
+			return false, d.answer(m, err)
 		}
 		// Whatever is not in work now is given out again when it goes on. What is
 		// in work may be answered meanwhile.
@@ -472,19 +304,19 @@ func (d *runDriver) order(ctx context.Context, m *nats.Msg) (ended bool, err err
 			t.given = time.Time{}
 			d.queue = append(d.queue, t)
 		}
-		return false, d.answer(ctx, m, d.save(ctx))
+		return false, d.answer(m, d.save(ctx))
 	case OrderResume:
 		d.state.State = schemas.RunRunning
-		return false, d.answer(ctx, m, d.save(ctx))
+		return false, d.answer(m, d.save(ctx))
 	case OrderCancel:
-		return true, d.answer(ctx, m, d.end(ctx, schemas.RunCancelled))
+		return true, d.answer(m, d.end(ctx, schemas.RunCancelled))
 	}
 	_ = m.Respond([]byte("no such order"))
 	return false, nil
 }
 
 // answer tells whoever gave an order how it went.
-func (d *runDriver) answer(_ context.Context, m *nats.Msg, err error) error {
+func (d *runDriver) answer(m *nats.Msg, err error) error {
 	text := "ok"
 	if err != nil {
 		text = oneLine(err.Error())
@@ -543,123 +375,4 @@ func (d *runDriver) save(ctx context.Context) error {
 	}
 	d.dirty = false
 	return nil
-}
-
-// tick asks after tasks that have been out for long, and writes the state.
-func (d *runDriver) tick(ctx context.Context) error {
-	now := time.Now()
-	there := map[string]standing{}
-	late := false
-	for token, t := range d.open {
-		if t.given.IsZero() || now.Before(t.check) {
-			continue
-		}
-		late = true
-		t.check = now.Add(max(runCheck, now.Sub(t.given)/2))
-		if err := d.ask(ctx, token, t, there); err != nil {
-			return err
-		}
-	}
-	if late {
-		d.waiting(ctx)
-	}
-	if d.dirty {
-		return d.save(ctx)
-	}
-	return nil
-}
-
-// standing is what [Bus.standing] says.
-type standing struct {
-	archived
-	there bool
-}
-
-// ask looks what has become of a task.
-func (d *runDriver) ask(ctx context.Context, token string, t *openTask, there map[string]standing) error {
-	m, err := d.b.lastMsg(ctx, receiptSubject(t.ref))
-	if err == nil {
-		var r schemas.Receipt
-		e, err := schemas.ParseEvent(m.Data)
-		if err == nil {
-			err = e.Decode(&r)
-		}
-		if err != nil {
-			return err
-		}
-		return d.receipt(ctx, &r)
-	}
-	if !errors.Is(err, ErrNotFound) {
-		return err
-	}
-	a, known := there[t.ref.Analysis]
-	if !known {
-		have, is, err := d.b.standing(ctx, t.ref.Tenant, t.ref.Analysis)
-		if err != nil {
-			return err
-		}
-		a = standing{have, is}
-		there[t.ref.Analysis] = a
-	}
-	if !a.there {
-		t.piece.Gone++
-		return d.close(ctx, token)
-	}
-	if a.Archived.After(d.state.Created) {
-		var answer *schemas.Receipt
-		err := d.receiptsOf(ctx, a.archived, t.ref.Analysis, func(r *schemas.Receipt) {
-			if answer == nil && taskToken(r.Task) == token {
-				answer = r
-			}
-		})
-		if err != nil {
-			return err
-		}
-		if answer != nil {
-			return d.receipt(ctx, answer)
-		}
-	}
-	for stream, subject := range map[string]string{streamRuns: runSubject(t.ref), streamInbox: inboxSubject(t.ref)} {
-		if _, err := d.b.lookupIn(ctx, stream, lookup{Last: subject}); err == nil {
-			return nil // it waits there
-		} else if !errors.Is(err, ErrNotFound) {
-			return err
-		}
-	}
-	// It left the queues and has no receipt: its answer was no answer.
-	if t.again++; t.again > maxRegiven {
-		d.log.Warn("a task is handed in again and again, and never accepted", "analyzer", t.ref.Analyzer, "analysis", t.ref.Analysis)
-		t.piece.Failed++
-		return d.close(ctx, token)
-	}
-	return d.give(ctx, t)
-}
-
-// waiting says which analyzers there are none of.
-func (d *runDriver) waiting(ctx context.Context) {
-	alive, err := d.b.Alive(ctx)
-	if err != nil {
-		return // then nothing is known
-	}
-	text := ""
-	for _, name := range d.state.Analyzers {
-		if alive[name] == 0 && slices.ContainsFunc(d.queueOf(), func(a string) bool { return a == name }) {
-			text = "analyzer " + name + " is not running"
-			break
-		}
-	}
-	if text != d.state.Waiting {
-		d.state.Waiting, d.dirty = text, true
-	}
-}
-
-// queueOf lists the analyzers that have open tasks.
-func (d *runDriver) queueOf() []string {
-	var out []string
-	for _, t := range d.open {
-		if !slices.Contains(out, t.ref.Analyzer) {
-			out = append(out, t.ref.Analyzer)
-		}
-	}
-	return out
 }

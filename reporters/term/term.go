@@ -47,6 +47,7 @@ func Write(w io.Writer, r *schemas.Report, o Options) error {
 	p.network(r)
 	p.artifacts(r)
 	p.coverage(r)
+	p.history(r)
 	p.foot(r)
 	return p.w.Flush()
 }
@@ -490,6 +491,21 @@ func (p *printer) coverage(r *schemas.Report) {
 	}
 	if len(parts) > 0 {
 		p.line(2, "analyzers: "+strings.Join(parts, ", "))
+	}
+}
+
+// history lists what the report said before runs were adopted.
+func (p *printer) history(r *schemas.Report) {
+	if len(r.History) < 2 {
+		return
+	}
+	p.title("history", "of the verdict")
+	for _, h := range r.History {
+		s := fmt.Sprintf("%s  %s, %s, %d findings  %s", h.Time.UTC().Format("2006-01-02 15:04:05"), h.Outcome, h.Verdict, h.Findings, h.Event)
+		if h.Run != "" {
+			s += " " + h.Run + " by " + h.By
+		}
+		p.line(2, s)
 	}
 }
 

@@ -269,3 +269,21 @@ func FuzzClean(f *testing.F) {
 		}
 	})
 }
+
+// TestHistory prints the verdict's history once there is one.
+func TestHistory(t *testing.T) {
+	r := &schemas.Report{History: []schemas.ReportHistory{{
+		Time: time.Unix(0, 0), Event: schemas.EventCompleted, Outcome: schemas.OutcomeIncomplete, Verdict: schemas.VerdictUndetermined, Findings: 3,
+	}}}
+	if got := render(t, r, term.Options{}); strings.Contains(got, "history") {
+		t.Errorf("a report of which nothing was adopted has a history:\n%s", got)
+	}
+	r.History = append(r.History, schemas.ReportHistory{
+		Time: time.Unix(60, 0), Event: schemas.EventRunAdopted, Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", By: "some\x1bbody",
+		Outcome: schemas.OutcomeCompleted, Verdict: schemas.VerdictUndetermined, Findings: 4,
+	})
+	want := "  1970-01-01 00:01:00  completed, undetermined, 4 findings  run_adopted r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA by some\ufffdbody\n"
+	if got := render(t, r, term.Options{Width: 160}); !strings.Contains(got, want) {
+		t.Errorf("no line %q in:\n%s", want, got)
+	}
+}
