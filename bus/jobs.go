@@ -34,10 +34,10 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	if !slices.Contains(priorities, prio) {
 		return fmt.Errorf("priority %q is none of %s", prio, strings.Join(priorities, ", "))
 	}
-	if room, err := b.Room(ctx); err != nil {
-		return fmt.Errorf("submit: %w", err)
-	} else if err := room.Err(); err != nil {
-		return err
+	if room, err := b.Room(ctx); err == nil { // else the queue itself will have an answer, or none
+		if err := room.Err(); err != nil {
+			return err
+		}
 	}
 	e, err := schemas.NewEvent(s.Tenant, s.ID, s.ID+"/job", s.Submitted, schemas.OriginHost, s)
 	if err != nil {

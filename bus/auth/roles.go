@@ -118,7 +118,7 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 		p.Publish = append(p.Publish, reading("LOG", "JOBS", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE", "KV_LEASE", "KV_REGISTRY", "KV_PROFILES", "KV_ANALYZERS")...)
 		p.Publish = append(p.Publish,
 			"petri.*.*.context.*", "petri.*.*.segment.*.*", "petri.*.*.artifact.*.*.*", "petri.*.*.checkpoint.*",
-			"live.petri.*.*.behavior.*.*", "gate.*.*", "job.*.*.*", "dead.*.*", "$O.ART.>", "$KV.LEASE.*",
+			api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now", "live.petri.*.*.behavior.*.*", "gate.*.*", "job.*.*.*", "dead.*.*", "$O.ART.>", "$KV.LEASE.*",
 			api+"CONSUMER.CREATE.LOG.>", api+"CONSUMER.INFO.LOG.*", api+"CONSUMER.MSG.NEXT.LOG.*",
 			api+"CONSUMER.CREATE.KV_REGISTRY.>", api+"CONSUMER.CREATE.KV_LEASE.>", "$JS.FC.>",
 			api+"CONSUMER.CREATE.JOBS.>", api+"CONSUMER.INFO.JOBS.*", api+"CONSUMER.MSG.NEXT.JOBS.*", "$JS.ACK.JOBS.>",
@@ -144,7 +144,7 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 	case User:
 		p.Subscribe = append(p.Subscribe, "live.petri."+name+".>")
 		p.Publish = append(p.Publish, "job."+name+".*.*", "ctl."+name+".*.cancel",
-			api+"DIRECT.GET.LOG.petri."+name+".>", api+"DIRECT.GET.KV_STATE.$KV.STATE."+name+".>")
+			api+"DIRECT.GET.LOG.petri."+name+".>", api+"DIRECT.GET.KV_STATE.$KV.STATE."+name+".>", api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now")
 	}
 	return p, nil
 }

@@ -158,7 +158,7 @@ func checkRoom(ctx context.Context, cfg app.Config) check {
 	}
 	c := check{"room", "ok", cmp.Or(room.Detail, "not measured: no bus process runs"), ""}
 	if err := room.Err(); err != nil {
-		c.Status, c.Fix = "error", "submissions are refused: petri delete, petri gc, petri archive, or another --watermarks than "+cfg.Watermarks.String()
+		c.Status, c.Fix = "error", "submissions are refused: petri delete, petri gc, petri archive, or other --watermarks"
 	}
 	return c
 }
