@@ -88,8 +88,10 @@ func reading(streams ...string) []string {
 // tasksOf is what it takes to be one analyzer.
 func tasksOf(name string) []string {
 	live, run := "az-"+name+"-live", "az-"+name+"-run"
-	out := append(reading("OBJ_UP-"+name),
-		"reg."+name, "unreg."+name, "in."+name+".*", "$KV.REGISTRY."+name+".>", "$O.UP-"+name+".>")
+	// Its own uploads it may look up, but not have sent: the server sends them
+	// where it is told to, and that may be a subject of the log.
+	out := []string{api + "STREAM.INFO.OBJ_UP-" + name, api + "STREAM.MSG.GET.OBJ_UP-" + name,
+		"reg." + name, "unreg." + name, "in." + name + ".*", "$KV.REGISTRY." + name + ".>", "$O.UP-" + name + ".>"}
 	return append(out,
 		api+"CONSUMER.INFO.LOG."+live, api+"CONSUMER.MSG.NEXT.LOG."+live, "$JS.ACK.LOG."+live+".>",
 		api+"CONSUMER.INFO.RUNS."+run, api+"CONSUMER.MSG.NEXT.RUNS."+run, "$JS.ACK.RUNS."+run+".>")
@@ -120,14 +122,14 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 			"petri.*.*.context.*", "petri.*.*.segment.*.*", "petri.*.*.artifact.*.*.*", "petri.*.*.checkpoint.*",
 			api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now", "live.petri.*.*.behavior.*.*", "gate.*.*", "job.*.*.*", "dead.*.*", "$O.ART.>", "$KV.LEASE.*",
 			api+"CONSUMER.CREATE.LOG.>", api+"CONSUMER.INFO.LOG.*", api+"CONSUMER.MSG.NEXT.LOG.*",
-			api+"CONSUMER.CREATE.KV_REGISTRY.>", api+"CONSUMER.CREATE.KV_LEASE.>", "$JS.FC.>",
+			api+"CONSUMER.CREATE.KV_REGISTRY.>", api+"CONSUMER.DELETE.KV_REGISTRY.*", api+"CONSUMER.CREATE.KV_LEASE.>", "$JS.FC.>",
 			api+"CONSUMER.CREATE.JOBS.>", api+"CONSUMER.INFO.JOBS.*", api+"CONSUMER.MSG.NEXT.JOBS.*", "$JS.ACK.JOBS.>",
 		)
 	case Analyzer:
 		if len(analyzers) == 0 {
 			analyzers = []string{name}
 		}
-		p.Publish = append(p.Publish, reading("LOG", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE")...)
+		p.Publish = append(p.Publish, reading("LOG", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE", "KV_RUNS")...)
 		for _, a := range analyzers {
 			if err := schemas.CheckAnalyzer(a); err != nil {
 				return Permissions{}, err

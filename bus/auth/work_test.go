@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package auth_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
+	"github.com/petri-sandbox/petri/schemas"
+)
+
+// TestRolesWork takes an analysis through every role, each with credentials that
+// allow it nothing else.
+func TestRolesWork(t *testing.T) {
+	dir, url := serve(t)
+	as := func(r auth.Role, name string) *bus.Bus {
+		user, err := auth.UserName(r, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := bus.Connect(t.Context(), bus.Address{URL: url, CA: filepath.Join(dir, "ca", "ca.pem"), Creds: filepath.Join(dir, "users", user+".creds")}, user)
+		if err != nil {
+			t.Fatalf("connect as %s: %v", user, err)
+		}
+		t.Cleanup(b.Close)
+		return b
+	}
+	root := as(auth.Bus, "")
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	defer cancel()
+	if err := root.Reconcile(ctx, bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	serving, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = bus.NewClerk(root, log).Run(serving) })
+	running.Go(func() { _ = bus.NewRegistrar(root, log).Run(serving) })
+	defer func() {
+		stop()
+		running.Wait()
+	}()
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+
+	yara := as(auth.Analyzer, "yara")
+	reg := schemas.Registration{Name: "yara", Version: "1.0.0", Scope: schemas.ScopeArtifact, Kinds: []schemas.Kind{schemas.KindSample}, Deadline: schemas.Duration(time.Minute)}
+	must("register", yara.Register(ctx, reg))
+	other := reg
+	other.Name = "capa"
+	if err := yara.Register(ctx, other); !errors.Is(err, bus.ErrDenied) {
+		t.Errorf("register as another: %v", err)
+	}
+
+	user := as(auth.User, "acme")
+	sub := schemas.Submission{ID: schemas.NewID(time.Now()), Tenant: "acme", Profile: "amd64", Submitted: time.Now()}
+	must("submit", user.Submit(ctx, sub))
+	foreign := sub
+	foreign.Tenant = "other"
+	if err := user.Submit(ctx, foreign); !errors.Is(err, bus.ErrDenied) {
+		t.Errorf("submit for another tenant: %v", err)
+	}
+
+	sandbox := as(auth.Sandboxd, "")
+	queue, err := sandbox.Queue(ctx, []string{"amd64"})
+	must("open the queue", err)
+	job, err := queue.Claim(ctx)
+	must("claim", err)
+	if job.Submission.ID != sub.ID {
+		t.Errorf("claimed %s", job.Submission.ID)
+	}
+	w, err := sandbox.BeginContext(ctx, "acme", sub.ID)
+	must("begin", err)
+	write := func(data schemas.Typed) {
+		t.Helper()
+		e, err := schemas.NewEvent("acme", sub.ID, w.NextID(), time.Now(), schemas.OriginHost, data)
+		must("make an event", err)
+		must("write an event", w.Write(ctx, e))
+	}
+	write(schemas.AnalysisSubmitted{Submission: sub, Attempt: 1})
+	text := strings.Repeat("not much of a sample ", 100_000)
+	d, size, err := sandbox.Artifacts().Put(ctx, schemas.KindSample, strings.NewReader(text))
+	must("store", err)
+	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: d, Size: size}
+	e, err := schemas.NewEvent("acme", sub.ID, a.ID(sub.ID), time.Now(), schemas.OriginHost, a)
+	must("make an announcement", err)
+	must("announce", sandbox.PublishArtifact(ctx, e, &a))
+	write(schemas.StartAnalysis{})
+	must("finish the job", job.Done(ctx))
+
+	task, err := yara.NextTask(ctx, "yara")
+	must("take a task", err)
+	if body, err := yara.Artifacts().ReadAll(ctx, d, 8<<20); err != nil || string(body) != text {
+		t.Errorf("the analyzer read %d bytes: %v", len(body), err)
+	}
+	n := 0
+	must("read the analysis", yara.Read(ctx, "acme", sub.ID, 0, func(bus.Entry) error {
+		n++
+		return nil
+	}))
+	if n != 3 {
+		t.Errorf("the analyzer read %d events, not 3", n)
+	}
+	derived, size, err := yara.Upload(ctx, "yara", "dropped", strings.NewReader("what was in it"))
+	must("upload", err)
+	if _, _, err := yara.Artifacts().Put(ctx, "dropped", strings.NewReader("past the clerk")); !errors.Is(err, bus.ErrDenied) {
+		t.Errorf("an analyzer wrote an artifact: %v", err)
+	}
+	must("hand in", yara.Finish(ctx, schemas.FinishedTask{
+		Task: task.Ref, Version: "1.0.0", Instance: "i", Status: schemas.TaskDone,
+		Findings: []schemas.Finding{{Kind: "x", Title: "x"}},
+		Derived:  []schemas.Derived{{Kind: "dropped", SHA256: derived, Size: size}},
+	}))
+	must("finish the task", task.Done(ctx))
+
+	missing, err := sandbox.Wait(ctx, "acme", sub.ID, time.Now().Add(20*time.Second), nil)
+	if err != nil || len(missing) != 0 {
+		t.Fatalf("waited: missing %v, %v", missing, err)
+	}
+	_, err = sandbox.End(ctx, "acme", sub.ID, schemas.AnalysisCompleted{})
+	must("end", err)
+
+	reporter := as(auth.Reporter, "")
+	following, done := context.WithCancel(ctx)
+	defer done()
+	err = reporter.Endings(following, "reporter", func(ctx context.Context, e schemas.Event) error {
+		defer done()
+		body, _, err := reporter.Reports().Put(ctx, "report", strings.NewReader("{}"))
+		must("store a report", err)
+		ev, err := schemas.NewEvent(e.Tenant, e.Analysis, e.Analysis+"/report", time.Now(), schemas.OriginHost, schemas.ReportWritten{Format: "json", SHA256: body, Size: 2})
+		must("make a report's event", err)
+		must("announce a report", reporter.PublishReport(ctx, ev, "json"))
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("follow the endings: %v", err)
+	}
+	families := map[string]int{}
+	must("read back", root.Read(ctx, "acme", sub.ID, 0, func(e bus.Entry) error {
+		families[e.Event.Family()]++
+		return nil
+	}))
+	if families["finding"] != 1 || families["receipt"] != 1 || families["report"] != 1 || families["artifact"] != 2 {
+		t.Errorf("the log has %v", families)
+	}
+}
