@@ -34,6 +34,7 @@ type memLog struct {
 	broken    error         // what every publish returns at once, such as a full disk
 	waits     []time.Time   // deadlines of the waits for analyzers
 	shown     int           // live events
+	numbers   []uint64      // theirs
 	analysing time.Duration // that analyzers take
 }
 
@@ -107,13 +108,14 @@ func (l *memLog) PublishSegment(ctx context.Context, e schemas.Event, _ *schemas
 
 // PublishBehavior waits for the log, which the real one does not: whoever calls
 // it must not hold anything up.
-func (l *memLog) PublishBehavior(string, string, *schemas.Behavior, schemas.Event) error {
+func (l *memLog) PublishBehavior(_, _ string, b *schemas.Behavior, _ schemas.Event) error {
 	if err := l.wait(context.Background()); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.shown++
+	l.numbers = append(l.numbers, b.Number)
 	return nil
 }
 

@@ -512,3 +512,36 @@ func TestControlWhileLogAway(t *testing.T) {
 }
 
 var _ machine.Screenshotter = screen{}
+
+// TestBehaviorNumbers has a machine that counts from 1 again after a restart, and
+// that left some out: the numbers of an analysis go on, with holes.
+func TestBehaviorNumbers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		show := func(m *fakeMachine, numbers ...uint64) {
+			for _, n := range numbers {
+				m.o.Event(machine.Event{Time: time.Now(), Behavior: &schemas.Behavior{Category: "file", Action: "open", Number: n}})
+			}
+		}
+		b.machine = func(m *fakeMachine) {
+			m.onRun = func(m *fakeMachine) (machine.Started, error) {
+				show(m, 1, 2, 5)
+				return running(m)
+			}
+			m.onCall = func(name string) {
+				if name == "restart" {
+					show(m, 6)
+				}
+				if name == "exec" {
+					show(m, 1, 4, 5)
+				}
+			}
+		}
+		sub := b.submission(t)
+		sub.Protocol = "name: x\nsteps:\n  - poweron\n  - run_sample\n  - restart\n  - exec: [id]\n  - start_analysis\n  - wait_analysis\n"
+		b.analyse(t, sub)
+		if diff := cmp.Diff([]uint64{1, 2, 5, 6, 7, 10, 11}, b.numbers); diff != "" {
+			t.Errorf("numbers (-want +got):\n%s", diff)
+		}
+	})
+}
