@@ -57,6 +57,25 @@ func TestOwnPassword(t *testing.T) {
 	}
 }
 
+// TestForgedAES has an encrypted file with another authentication code: no
+// password is right, and nothing is taken out of it.
+func TestForgedAES(t *testing.T) {
+	b, err := os.ReadFile("testdata/locked-aes.in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The code of ten bytes ends where the central directory begins.
+	end := bytes.Index(b, []byte("PK\x01\x02"))
+	if end < 0 {
+		t.Fatal("the test's file has no central directory")
+	}
+	b[end-1] ^= 1
+	c, contents := collect(t, archive.New("s3cret"), b)
+	if contents.Locked != 1 || len(c.Derived) != 0 || kinds(c) != "archive_contents archive_encrypted" {
+		t.Errorf("%s: %+v", kinds(c), contents)
+	}
+}
+
 // TestBombs has a little of much that unpacks to much.
 func TestBombs(t *testing.T) {
 	zeros := make([]byte, 100<<20)

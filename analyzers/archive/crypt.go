@@ -159,7 +159,7 @@ func (a *aesReader) Read(p []byte) (int, error) {
 	}
 	if errors.Is(err, io.EOF) {
 		var code [aesCodeSize]byte
-		if _, err := io.ReadFull(a.raw, code[:]); err != nil || !hmac.Equal(code[:], a.mac.Sum(nil)[:aesCodeSize]) {
+		if _, cerr := io.ReadFull(a.raw, code[:]); cerr != nil || !hmac.Equal(code[:], a.mac.Sum(nil)[:aesCodeSize]) {
 			err = errors.New("the encrypted bytes are not what was written")
 		}
 	}
