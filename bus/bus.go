@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -26,8 +28,11 @@ type Bus struct {
 	frames  sync.Pool     // of *[frameSize]byte
 	now     func() time.Time
 
+	slow atomic.Uint64
+
 	mu        sync.Mutex
 	lost      time.Time                     // when the connection was lost; zero while there is one
+	log       *slog.Logger                  // nil: nothing is logged
 	consumers map[string]jetstream.Consumer // that have been looked up, by stream and name
 
 	denied   denials
@@ -51,6 +56,7 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		// A publish that finds no connection fails at once: the caller decides
 		// what to do meanwhile.
 		nats.ReconnectBufSize(-1),
+		nats.ErrorHandler(b.asyncError),
 		nats.DisconnectErrHandler(func(*nats.Conn, error) { b.setLost(time.Now()) }),
 		nats.ReconnectHandler(func(*nats.Conn) { b.setLost(time.Time{}) }),
 	}
@@ -104,6 +110,40 @@ func (b *Bus) setLost(t time.Time) {
 	if t.IsZero() || b.lost.IsZero() {
 		b.lost = t
 	}
+}
+
+// LogTo has the connection's own troubles logged: nobody else hears of them.
+func (b *Bus) LogTo(log *slog.Logger) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.log = log
+}
+
+// Slow counts how often this process has been too slow for what it subscribed
+// to, so that messages were dropped. What comes out of a stream is given out
+// again; of a live view they are lost.
+func (b *Bus) Slow() uint64 { return b.slow.Load() }
+
+// asyncError takes the errors that no call returns.
+func (b *Bus) asyncError(_ *nats.Conn, sub *nats.Subscription, err error) {
+	b.mu.Lock()
+	log := b.log
+	b.mu.Unlock()
+	if !errors.Is(err, nats.ErrSlowConsumer) {
+		if log != nil {
+			log.Warn("the connection to the bus", "error", err)
+		}
+		return
+	}
+	n := b.slow.Add(1)
+	if log == nil {
+		return
+	}
+	dropped := 0
+	if sub != nil {
+		dropped, _ = sub.Dropped()
+	}
+	log.Warn("a client is too slow: messages were dropped", "dropped", dropped, "times", n)
 }
 
 // Away is how long there has been no connection; zero while there is one.

@@ -4,6 +4,8 @@ package bus
 
 import (
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -18,8 +20,8 @@ var (
 	ErrCorrupt = errors.New("stored bytes are corrupt")
 	// ErrTooLarge says that an artifact is larger than its kind may be.
 	ErrTooLarge = errors.New("artifact is too large")
-	// ErrBusy says that the queue of jobs is full.
-	ErrBusy = errors.New("the job queue is full, retry later")
+	// ErrBusy says that the queue of jobs is full; see [BusyError].
+	ErrBusy = errors.New("the job queue is full")
 	// ErrRunning says that an analysis has not ended.
 	ErrRunning = errors.New("the analysis has not ended")
 	// ErrDenied says that the connection's credentials do not allow something.
@@ -27,6 +29,22 @@ var (
 	// ErrInUse says that a data directory has a server already.
 	ErrInUse = errors.New("the data directory is in use")
 )
+
+// A BusyError says that the queue of jobs is full, and when to come again. It
+// wraps [ErrBusy].
+type BusyError struct {
+	Waiting uint64        // jobs that wait or are in work; 0: the submitter may not know
+	Retry   time.Duration // in which there should be room
+}
+
+func (e *BusyError) Error() string {
+	if e.Waiting == 0 {
+		return fmt.Sprintf("busy: %v; retry after %s", ErrBusy, e.Retry)
+	}
+	return fmt.Sprintf("busy: %v, %d submissions wait or are in work; retry after %s", ErrBusy, e.Waiting, e.Retry)
+}
+
+func (e *BusyError) Unwrap() error { return ErrBusy }
 
 // Error codes of nats-server (server/errors.json).
 const (

@@ -18,8 +18,7 @@ import (
 )
 
 // Submit puts a submission into the queue. The store must have its sample. A
-// full queue gives an error that wraps [ErrBusy], a full server one that wraps
-// [ErrFull].
+// full queue gives a [BusyError], a full server an error that wraps [ErrFull].
 func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	if err := checkTokens(s.Tenant, s.ID); err != nil {
 		return err
@@ -54,12 +53,37 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 		return err
 	}))
 	if hasCode(err, codeMaxMessages) {
-		return ErrBusy
+		return b.busy(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("submit: %w", err)
 	}
 	return nil
+}
+
+// Bounds of when to come again. The least is what a machine takes at best.
+const (
+	minRetry = time.Second
+	maxRetry = 5 * time.Minute
+)
+
+// busy says when there should be room in the full queue. The oldest job tells
+// how fast jobs go: as many as there are came after it, and since the queue is
+// full as many went meanwhile.
+func (b *Bus) busy(ctx context.Context) error {
+	e := &BusyError{Retry: minRetry}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	st, err := b.js.Stream(ctx, streamJobs)
+	if err != nil { // not everybody who may submit may ask
+		return e
+	}
+	s := st.CachedInfo().State
+	if e.Waiting = s.Msgs; s.Msgs > 0 {
+		each := max(0, time.Since(s.FirstTime)) / time.Duration(s.Msgs)
+		e.Retry = min(max(each, minRetry), maxRetry).Round(time.Second)
+	}
+	return e
 }
 
 // A Job is a submission that this sandbox has claimed. The claim lasts as long

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -163,8 +164,16 @@ func TestFullQueue(t *testing.T) {
 	for range 3 {
 		submit(t, b, "normal")
 	}
-	if err := b.Submit(t.Context(), submission("high")); !errors.Is(err, bus.ErrBusy) {
-		t.Errorf("got %v", err)
+	err = b.Submit(t.Context(), submission("high"))
+	var busy *bus.BusyError
+	if !errors.Is(err, bus.ErrBusy) || !errors.As(err, &busy) {
+		t.Fatalf("got %v", err)
+	}
+	if busy.Waiting != 3 || busy.Retry < time.Second || busy.Retry > 5*time.Minute {
+		t.Errorf("busy: %+v", busy)
+	}
+	if want := "3 submissions wait or are in work; retry after 1s"; !strings.Contains(err.Error(), want) {
+		t.Errorf("%q does not say %q", err, want)
 	}
 }
 

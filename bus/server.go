@@ -310,7 +310,14 @@ type serverLog struct {
 func (s serverLog) Noticef(f string, v ...any) {
 	s.l.Debug("nats server", "text", fmt.Sprintf(f, v...))
 }
-func (s serverLog) Warnf(f string, v ...any)  { s.l.Debug("nats server", "text", fmt.Sprintf(f, v...)) }
+func (s serverLog) Warnf(f string, v ...any) {
+	text := fmt.Sprintf(f, v...)
+	if strings.Contains(text, "Slow Consumer") { // a client was cut off
+		s.l.Warn("a client is too slow", "text", text)
+		return
+	}
+	s.l.Debug("nats server", "text", text)
+}
 func (s serverLog) Fatalf(f string, v ...any) { s.l.Error("nats server", "text", fmt.Sprintf(f, v...)) }
 func (s serverLog) Errorf(f string, v ...any) {
 	text := fmt.Sprintf(f, v...)

@@ -66,6 +66,11 @@ func (g *global) syncFlag(f *pflag.FlagSet) {
 	f.Var((*interval)(&g.cfg.Sync), "sync", "when what is acknowledged is on the disk: always, or at least every so often, such as 1s: faster, and a power cut loses that much")
 }
 
+// queueFlag bounds the queue. Only what starts a bus has it.
+func (g *global) queueFlag(f *pflag.FlagSet) {
+	f.Int64Var(&g.cfg.Queue, "queue", app.DefaultQueue, "submissions that may wait or be in work; more are told to come again later")
+}
+
 // interval is a flag of a duration that may be "always".
 type interval time.Duration
 
@@ -140,6 +145,9 @@ func (g *global) config() (app.Config, error) {
 	}
 	if c.Parallel < 1 || c.Parallel > 1000 {
 		return c, usagef("--parallel %d is not between 1 and 1000", c.Parallel)
+	}
+	if c.Queue < 0 {
+		return c, usagef("--queue %d: at least 1 submission must fit in", c.Queue)
 	}
 	c.Memory = g.memoryMB << 20
 	// The node's processes live in another directory.
@@ -223,5 +231,6 @@ func daemonCommand(g *global) *cobra.Command {
 	}
 	g.archiveFlag(c.Flags())
 	g.syncFlag(c.Flags())
+	g.queueFlag(c.Flags())
 	return c
 }

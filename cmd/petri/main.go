@@ -26,6 +26,7 @@ const (
 	codeFailOn      = 3   // --fail-on was met
 	codeNotExecuted = 4   // the sample did not run, or no guest can run it
 	codeIncomplete  = 5   // it ran, but something is missing
+	codeBusy        = 6   // the queue is full: the same again later
 	codeInterrupted = 130 // by a signal
 )
 
@@ -93,7 +94,8 @@ file and frame in a log, lets analyzers read it, and folds a report out of it.
 Start with:  petri run FILE
 
 Exit codes: 0 done, 1 error, 2 usage or bad input, 3 --fail-on was met, 4 the
-sample was not executed or no guest can run it, 5 incomplete, 130 interrupted.`,
+sample was not executed or no guest can run it, 5 incomplete, 6 busy: retry
+later, 130 interrupted.`,
 		Version:       app.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,

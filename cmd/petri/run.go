@@ -266,7 +266,7 @@ func runOne(ctx context.Context, g *global, req app.Request, o runOptions) error
 		}
 	}
 	if err := prep.Submit(ctx, b); err != nil {
-		return interrupted(ctx, badInput(err))
+		return interrupted(ctx, busy(g, badInput(err)))
 	}
 	pr.submitted(&prep.Submission)
 	report, err := watchToReport(ctx, b, &prep.Submission, pr)

@@ -50,7 +50,23 @@ func upCommand(g *global) *cobra.Command {
 	}
 	g.archiveFlag(c.Flags())
 	g.syncFlag(c.Flags())
+	g.queueFlag(c.Flags())
 	return c
+}
+
+// busy tells a program when to submit again, and gives the error its code.
+func busy(g *global, err error) error {
+	var b *bus.BusyError
+	if !errors.As(err, &b) {
+		return err
+	}
+	if g.json {
+		err := printJSON(os.Stdout, map[string]any{"error": "busy", "waiting": b.Waiting, "retry_after_seconds": int(b.Retry.Seconds())})
+		if err != nil {
+			return err
+		}
+	}
+	return exitError{codeBusy, err}
 }
 
 func submitCommand(g *global) *cobra.Command {
@@ -61,6 +77,11 @@ func submitCommand(g *global) *cobra.Command {
 		Example: `  petri submit ./sample
   petri submit --priority high --runtime 2m ./sample -- -v
   petri watch $(petri submit ./sample)`,
+		Long: `Queue a file for the Petri that runs (petri up), and print its analysis' id.
+
+If as many submissions wait as petri up --queue allows, nothing is queued and the
+exit code is 6: the message says after how many seconds to try again, and so does
+retry_after_seconds with --json.`,
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			if dash := c.ArgsLenAtDash(); len(a) > 1 && dash != 1 {
@@ -83,7 +104,7 @@ func submitCommand(g *global) *cobra.Command {
 			}
 			defer b.Close()
 			if err := prep.Submit(ctx, b); err != nil {
-				return interrupted(ctx, badInput(err))
+				return interrupted(ctx, busy(g, badInput(err)))
 			}
 			if g.json {
 				return printJSON(os.Stdout, prep.Submission)

@@ -36,6 +36,7 @@ func RunCommand(ctx context.Context, c Config, d schemas.Definition, log *slog.L
 	if err != nil {
 		return err
 	}
+	b.LogTo(log)
 	defer b.Close()
 	return runAnalyzer(ctx, b, a, analyzers.Options{Instance: instance(), Log: log, Dir: c.Data, Unconfined: c.Unconfined}, ready)
 }

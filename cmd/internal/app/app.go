@@ -42,12 +42,16 @@ type Config struct {
 	Unconfined bool     // commands may run where nothing keeps them from the network
 	again      []string // arguments with which this program was started; nil: it is petri
 
+	Queue        int64         // submissions that may wait or be in work; 0: as there are
 	ArchiveAfter time.Duration // how long an ended analysis stays in the log; 0: for ever
 
 	// Watermarks say from when on a disk or a server counts as full.
 	Watermarks bus.Watermarks
 	measure    func(dir string) (bus.Gauge, error) // of tests; nil: the file system
 }
+
+// DefaultQueue is how many submissions may wait.
+const DefaultQueue = 100_000
 
 // DefaultArchiveAfter is how long an ended analysis stays in the log: as long
 // as somebody may be expected to come back to it.

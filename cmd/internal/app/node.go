@@ -3,6 +3,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -273,6 +274,7 @@ func (n *Node) args(role string) []string {
 		DaemonCommand, role, "--data", c.Data, "--cache", c.Cache, "--accel", c.Accel,
 		"--parallel", strconv.Itoa(c.Parallel), "--memory", strconv.FormatInt(c.Memory>>20, 10),
 		"--archive-after", c.ArchiveAfter.String(), "--watermarks", c.Watermarks.String(), "--sync", c.Sync.String(),
+		"--queue", strconv.FormatInt(cmp.Or(c.Queue, DefaultQueue), 10),
 	}
 	for flag, v := range map[string]string{"--listen": c.Listen, "--guestd": c.Guestd} {
 		if v != "" {

@@ -49,6 +49,7 @@ func RunReporter(ctx context.Context, c Config, log *slog.Logger, ready func()) 
 	if err != nil {
 		return err
 	}
+	b.LogTo(log)
 	defer b.Close()
 	ready()
 	return b.Endings(ctx, "reporter", func(ctx context.Context, e schemas.Event) error {

@@ -34,6 +34,7 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 	if err != nil {
 		return err
 	}
+	b.LogTo(log)
 	defer b.Close()
 	// A second sandbox of the same id would take the first one's machines for
 	// a dead one's.

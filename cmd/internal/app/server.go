@@ -25,6 +25,8 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 		return err
 	}
 	defer stop()
+	b.LogTo(log)
+	limits.Jobs = c.Queue
 	if err := b.Reconcile(ctx, limits.Limits); err != nil {
 		return err
 	}
