@@ -224,10 +224,29 @@ func retry(ctx context.Context, f func(ctx context.Context) error) error {
 	}
 }
 
+// passing is an error of one message that trying again mends, although the same
+// one of a batch may be the batch's own fault.
+type passing struct{ error }
+
+func (p passing) Unwrap() error { return p.error }
+
+func isPassing(err error) bool {
+	var p passing
+	return errors.As(err, &p)
+}
+
+// ofOne is what the server says of one message.
+func ofOne(err error) error {
+	if hasCode(err, codeSubjectInFlight) {
+		return passing{err}
+	}
+	return err
+}
+
 // transient reports whether trying again may help.
 func transient(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
 		errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrConnectionReconnecting) ||
 		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, nats.ErrDisconnected) ||
-		hasCode(err, codeTooManyRequests) || hasCode(err, codeRepeatedInFlight) || hasCode(err, codeSubjectInFlight) || hasCode(err, codeUnavailable)
+		hasCode(err, codeTooManyRequests) || hasCode(err, codeRepeatedInFlight) || hasCode(err, codeUnavailable) || isPassing(err)
 }

@@ -40,7 +40,7 @@ func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, 
 		ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
 			append([]jetstream.PublishOpt{jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0)}, opts...)...)
 		if err != nil {
-			return err
+			return ofOne(err)
 		}
 		seq = ack.Sequence
 		return nil

@@ -246,7 +246,7 @@ func (s *Store) putMeta(ctx context.Context, o jetstream.ObjectInfo, expect uint
 		_, err := s.b.js.PublishMsg(ctx, &nats.Msg{Subject: s.metaSubject(o.Name), Data: body,
 			Header: nats.Header{jetstream.MsgRollup: []string{jetstream.MsgRollupSubject}}},
 			jetstream.WithRetryAttempts(0), jetstream.WithExpectLastSequencePerSubject(expect))
-		return err
+		return ofOne(err)
 	})
 }
 
