@@ -68,7 +68,6 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		return nil, err
 	}
 	opts = append(opts, auth...)
-	opts = append(opts, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { b.denied.note(err) }))
 	b.stepwise = strings.HasPrefix(user, "analyzer-")
 	if b.nc, err = nats.Connect(a.URL, opts...); err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
@@ -126,6 +125,7 @@ func (b *Bus) Slow() uint64 { return b.slow.Load() }
 
 // asyncError takes the errors that no call returns.
 func (b *Bus) asyncError(_ *nats.Conn, sub *nats.Subscription, err error) {
+	b.denied.note(err)
 	b.mu.Lock()
 	log := b.log
 	b.mu.Unlock()

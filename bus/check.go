@@ -207,20 +207,44 @@ func checkFinished(f *schemas.FinishedTask) error {
 	return nil
 }
 
+// adopted reports whether the artifact store has bytes, and keeps them.
+func (c *Clerk) adopted(ctx context.Context, kind schemas.Kind, d schemas.Digest, size int64) (bool, error) {
+	art := c.b.Artifacts()
+	o, err := art.Stat(ctx, d)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if o.Size != size {
+		return false, refuse("%s %s has %d bytes, not %d", kind, d, o.Size, size)
+	}
+	err = art.touch(ctx, o)
+	if errors.Is(err, ErrNotFound) { // it was collected meanwhile
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// unlessAdopted returns why, unless the artifact store has the bytes by now:
+// another task with the same ones took the upload away while it was read.
+func (c *Clerk) unlessAdopted(ctx context.Context, kind schemas.Kind, d schemas.Digest, size int64, why error) error {
+	there, err := c.adopted(ctx, kind, d, size)
+	if there || err != nil {
+		return err
+	}
+	return why
+}
+
 // adopt brings uploaded bytes into the artifact store, which verifies them.
 func (c *Clerk) adopt(ctx context.Context, analyzer string, kind schemas.Kind, d schemas.Digest, size, limit int64) error {
-	art := c.b.Artifacts()
-	if o, err := art.Stat(ctx, d); err == nil {
-		if o.Size != size {
-			return refuse("%s %s has %d bytes, not %d", kind, d, o.Size, size)
-		}
-		if err := art.touch(ctx, o); !errors.Is(err, ErrNotFound) {
-			return err
-		}
+	if there, err := c.adopted(ctx, kind, d, size); there || err != nil {
+		return err
 	}
 	r, o, err := c.b.uploads(analyzer).Open(ctx, d)
 	if errors.Is(err, ErrNotFound) {
-		return refuse("%s %s was not uploaded", kind, d)
+		return c.unlessAdopted(ctx, kind, d, size, refuse("%s %s was not uploaded", kind, d))
 	}
 	if err != nil {
 		return err
@@ -229,9 +253,9 @@ func (c *Clerk) adopt(ctx context.Context, analyzer string, kind schemas.Kind, d
 	if o.Size != size || size > limit {
 		return refuse("%s %s has %d bytes; %d were stated and %d are allowed", kind, d, o.Size, size, limit)
 	}
-	got, _, err := art.Put(ctx, kind, io.LimitReader(r, limit+1))
+	got, _, err := c.b.Artifacts().Put(ctx, kind, io.LimitReader(r, limit+1))
 	if errors.Is(err, ErrCorrupt) || err == nil && got != d {
-		return refuse("%s %s: the uploaded bytes have another digest", kind, d)
+		return c.unlessAdopted(ctx, kind, d, size, refuse("%s %s: the uploaded bytes have another digest", kind, d))
 	}
 	if err == nil {
 		c.b.uploads(analyzer).discard(o.meta.NUID)
