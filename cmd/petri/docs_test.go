@@ -204,7 +204,7 @@ func visit(c *cobra.Command, f func(*cobra.Command)) {
 }
 
 // TestFlags checks that every flag that the documents name exists, and that
-// docs/use.md, docs/guests.md and three more name every command and flag
+// docs/use.md, docs/guests.md and four more name every command and flag
 // that there is.
 func TestFlags(t *testing.T) {
 	all := map[string]bool{"--help": true, "--version": true, "--only": true} // the last is the analyzer daemon's
@@ -235,15 +235,15 @@ func TestFlags(t *testing.T) {
 			}
 		}
 	}
-	manual := docs["docs/use.md"] + docs["docs/guests.md"] + docs["docs/analyzers.md"] + docs["docs/install-cluster.md"] + docs["docs/protocols.md"]
+	manual := docs["docs/use.md"] + docs["docs/guests.md"] + docs["docs/analyzers.md"] + docs["docs/install-cluster.md"] + docs["docs/protocols.md"] + docs["docs/dead-letters.md"]
 	for name := range all {
 		if name != "--help" && name != "--version" && !strings.Contains(manual, name) {
-			t.Errorf("none of docs/use.md, guests.md, analyzers.md, install-cluster.md and protocols.md names %s", name)
+			t.Errorf("none of docs/use.md, guests.md, analyzers.md, install-cluster.md, protocols.md and dead-letters.md names %s", name)
 		}
 	}
 	for _, path := range commands {
 		if !strings.Contains(manual, path) {
-			t.Errorf("none of docs/use.md, guests.md, analyzers.md, install-cluster.md and protocols.md names %s", path)
+			t.Errorf("none of docs/use.md, guests.md, analyzers.md, install-cluster.md, protocols.md and dead-letters.md names %s", path)
 		}
 	}
 }

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+// A DeadLetter is a message that nobody could process: one that was moved out
+// of its stream with the reason, or the server's word that it was given out too
+// often.
+type DeadLetter struct {
+	ID       uint64    `json:"id"`       // names it to [Bus.RetryDead] and [Bus.DropDead]
+	Stream   string    `json:"stream"`   // where it was
+	Consumer string    `json:"consumer"` // who could not process it
+	Subject  string    `json:"subject"`  // that it had; empty if it is gone
+	Reason   string    `json:"reason"`
+	Time     time.Time `json:"time"`
+	Size     int       `json:"size"` // bytes of the message
+	Body     []byte    `json:"-"`
+
+	seq uint64 // of the message, where it still lies in its stream
+}
+
+// Prefixes of the server's advisories that the stream DEAD keeps.
+// https://docs.nats.io/running-a-nats-service/nats_admin/monitoring/monitoring_jetstream
+const (
+	advisoryDeliveries = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
+	advisoryTerminated = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED."
+)
+
+// advisory is what an advisory says of a message.
+type advisory struct {
+	Stream     string `json:"stream"`
+	Consumer   string `json:"consumer"`
+	StreamSeq  uint64 `json:"stream_seq"`
+	Deliveries int    `json:"deliveries"`
+}
+
+// DeadLetters calls fn with every dead letter, the oldest first.
+func (b *Bus) DeadLetters(ctx context.Context, fn func(DeadLetter) error) error {
+	st, err := b.js.Stream(ctx, streamDead)
+	if err != nil {
+		return fmt.Errorf("open the dead letters: %w", err)
+	}
+	for next := uint64(1); ; {
+		m, err := st.GetMsg(ctx, next, jetstream.WithGetMsgSubject(">"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the dead letters: %w", err)
+		}
+		next = m.Sequence + 1
+		// Of what was moved here the server says itself that it was ended.
+		if strings.HasPrefix(m.Subject, advisoryTerminated) {
+			continue
+		}
+		d, err := b.deadLetter(ctx, m)
+		if err == nil {
+			err = fn(d)
+		}
+		if errors.Is(err, ErrStop) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// DeadLetter returns one. If there is none of that id the error wraps
+// [ErrNotFound].
+func (b *Bus) DeadLetter(ctx context.Context, id uint64) (DeadLetter, error) {
+	st, err := b.js.Stream(ctx, streamDead)
+	if err != nil {
+		return DeadLetter{}, fmt.Errorf("open the dead letters: %w", err)
+	}
+	m, err := st.GetMsg(ctx, id)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return DeadLetter{}, fmt.Errorf("dead letter %d: %w (petri dead list shows those there are)", id, ErrNotFound)
+	}
+	if err != nil {
+		return DeadLetter{}, fmt.Errorf("read the dead letters: %w", err)
+	}
+	return b.deadLetter(ctx, m)
+}
+
+func (b *Bus) deadLetter(ctx context.Context, m *jetstream.RawStreamMsg) (DeadLetter, error) {
+	d := DeadLetter{ID: m.Sequence, Time: m.Time.UTC()}
+	if !strings.HasPrefix(m.Subject, advisoryDeliveries) {
+		rest := strings.SplitN(strings.TrimPrefix(m.Subject, "dead."), ".", 2)
+		d.Stream, d.Consumer = rest[0], rest[len(rest)-1]
+		d.Subject, d.Reason, d.Body, d.Size = m.Header.Get("Petri-Subject"), m.Header.Get("Petri-Error"), m.Data, len(m.Data)
+		return d, nil
+	}
+	var a advisory
+	if err := json.Unmarshal(m.Data, &a); err != nil {
+		d.Reason = "an advisory of the server that cannot be read"
+		return d, nil
+	}
+	d.Stream, d.Consumer, d.seq = a.Stream, a.Consumer, a.StreamSeq
+	d.Reason = fmt.Sprintf("given out %d times, and never answered", a.Deliveries)
+	was, err := b.lookupIn(ctx, a.Stream, lookup{Seq: a.StreamSeq})
+	if errors.Is(err, ErrNotFound) {
+		d.Reason += "; it is gone"
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	d.Subject, d.Body, d.Size = was.Subject, was.Data, len(was.Data)
+	return d, nil
+}
+
+// queues are the streams into which a dead letter can be put back, with what
+// their subjects begin with.
+var queues = map[string]string{streamInbox: "in.", streamJobs: "job.", streamRuns: runPrefix}
+
+// RetryDead puts a dead letter back where it was, to be processed again, and
+// forgets it when the server has it.
+func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
+	d, err := b.DeadLetter(ctx, id)
+	if err != nil {
+		return err
+	}
+	prefix, ok := queues[d.Stream]
+	switch {
+	case d.Stream == streamLog:
+		tenant, analysis, _, _, _ := analysisOf(d.Subject)
+		analyzer := strings.TrimSuffix(strings.TrimPrefix(d.Consumer, "az-"), "-live")
+		return fmt.Errorf("dead letter %d is a fact of the log, which stays there: let the analyzer loose on it again (petri replay %s --analyzer %s; tenant %s), and drop the letter", id, analysis, analyzer, tenant)
+	case !ok || !strings.HasPrefix(d.Subject, prefix):
+		return fmt.Errorf("dead letter %d: nothing can be put back into %.40q under %.80q (drop it: petri dead drop %d)", id, d.Stream, d.Subject, id)
+	}
+	// An id of its own: the server may remember the first one.
+	msgID := fmt.Sprintf("retry/%d/%s", id, nuid.Next())
+	err = retry(ctx, func(ctx context.Context) error {
+		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: d.Subject, Data: d.Body}, jetstream.WithMsgID(msgID), jetstream.WithRetryAttempts(0))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("put dead letter %d back: %w", id, err)
+	}
+	if d.seq != 0 { // it lies in its queue, and nobody is given it any more
+		if st, err := b.js.Stream(ctx, d.Stream); err == nil {
+			_ = st.DeleteMsg(ctx, d.seq) // two of it are harmless: receipts are written once, jobs' attempts are counted
+		}
+	}
+	return b.DropDead(ctx, id)
+}
+
+// DropDead forgets a dead letter.
+func (b *Bus) DropDead(ctx context.Context, id uint64) error {
+	st, err := b.js.Stream(ctx, streamDead)
+	if err != nil {
+		return fmt.Errorf("open the dead letters: %w", err)
+	}
+	err = st.DeleteMsg(ctx, id)
+	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) || errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("dead letter %d: %w (petri dead list shows those there are)", id, ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("drop dead letter %d: %w", id, err)
+	}
+	return nil
+}
