@@ -16,10 +16,9 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// Limits of what analyzers derive.
 const (
-	maxDepth  = 8       // derivations one from the other
 	maxResult = 1 << 30 // bytes of a result document
+	maxCut    = 1 << 40 // what an analyzer may say that it left out
 )
 
 // errRefused says that a finished task is wrong in itself: trying again gives
@@ -196,9 +195,15 @@ func checkFinished(f *schemas.FinishedTask) error {
 		if len(d.Name) > 4096 || len(d.MediaType) > 128 {
 			return refuse("derived artifact %d: name or media type is too long", i)
 		}
+		if d.Size < 0 {
+			return refuse("derived artifact %d: size %d is negative", i, d.Size)
+		}
 	}
 	if r := f.Result; r != nil && (!strings.HasPrefix(r.Schema, "petri.result.") || len(r.Schema) > 128) {
 		return refuse("result: schema %.80q does not begin with petri.result.", r.Schema)
+	}
+	if c := f.Cut; c != nil && (min(c.Findings, c.Derived) < 0 || max(c.Findings, c.Derived) > maxCut) {
+		return refuse("cut: a number is negative or too large")
 	}
 	if len(f.Version) > 64 || len(f.Instance) > 128 {
 		return refuse("version or instance is too long")

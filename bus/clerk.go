@@ -36,7 +36,9 @@ type Clerk struct {
 	log     *slog.Logger
 	group   *group
 	endings *asks
-	heavy   chan struct{}      // one element per task that moves bytes
+	heavy   chan struct{} // one element per task that moves bytes
+	tallies *tallies
+	limits  deriveLimits
 	known   sync.Map           // registrations, by the analyzer's name
 	step    func(string) error // of tests: called between two steps; an error is a crash there
 
@@ -50,6 +52,7 @@ func (c *Clerk) Orphans() uint64 { return c.orphans.Load() }
 func NewClerk(b *Bus, log *slog.Logger) *Clerk {
 	return &Clerk{
 		b: b, ledger: b, log: log, group: newGroup(b), endings: newAsks(), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil },
+		tallies: newTallies(), limits: defaultDeriveLimits,
 	}
 }
 
@@ -158,6 +161,11 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 	case receipt != nil:
 		return c.amend(ctx, f.Task, receipt.Sequence)
 	}
+	release, err := c.admit(ctx, &f, parent)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if heavy(&f) {
 		select {
 		case c.heavy <- struct{}{}:
@@ -171,10 +179,7 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 			return err
 		}
 	}
-	for i, d := range f.Derived {
-		if err := checkDepth(i, depth(parent)); err != nil {
-			return err
-		}
+	for _, d := range f.Derived {
 		if err := c.adopt(ctx, f.Task.Analyzer, d.Kind, d.SHA256, d.Size, defaultCap); err != nil {
 			return err
 		}

@@ -42,6 +42,11 @@ func artifactsOf(tenant, analysis, kind string, d schemas.Digest) string {
 	return logPrefix + tenant + "." + analysis + ".artifact." + kind + "." + d.Token()
 }
 
+// artifactsIn matches all announcements of an analysis.
+func artifactsIn(tenant, analysis string) string {
+	return logPrefix + tenant + "." + analysis + ".artifact.>"
+}
+
 func findingSubject(t schemas.TaskRef, sev schemas.Severity, n int) string {
 	family := "finding"
 	if t.Run != schemas.LiveRun {

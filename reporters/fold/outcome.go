@@ -62,6 +62,15 @@ func (f *Fold) coverage(r *schemas.Report, behavior []string) {
 			gap("analyzer %s failed at %d of %d tasks", a.Name, a.Failed, a.Tasks)
 		}
 	}
+	derived := 0
+	for _, rc := range f.receipts {
+		if rc.Cut != nil {
+			derived += min(max(rc.Cut.Derived, 0), 1<<40)
+		}
+	}
+	if derived > 0 {
+		gap("%d derived artifacts were left out because of limits", derived)
+	}
 	if f.started != nil && f.start != nil && !slices.ContainsFunc(c.Sources, func(s schemas.SourceCoverage) bool { return s.Source == schemas.SourceTrace }) {
 		gap("nothing says what became of the trace")
 	}

@@ -224,6 +224,13 @@ func TestRules(t *testing.T) {
 		{"findings that are not there", func(_ testing.TB, l log) log {
 			return without(l, func(e schemas.Event) bool { return e.Family() == "finding" && strings.Contains(e.ID, "/behavior/") })
 		}, schemas.OutcomeIncomplete, "4 findings that receipts count"},
+		{"derived too much", func(t testing.TB, l log) log {
+			return edit(t, l, func(d *schemas.Receipt) {
+				if d.Task.Analyzer == "behavior" {
+					d.Cut = &schemas.TaskCut{Derived: 3}
+				}
+			})
+		}, schemas.OutcomeIncomplete, "3 derived artifacts were left out because of limits"},
 	} {
 		t.Run(strings.ReplaceAll(row.name, " ", "_"), func(t *testing.T) {
 			r := folded(t, row.change(t, whole))
