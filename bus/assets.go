@@ -98,7 +98,7 @@ func (l Limits) streams() []jetstream.StreamConfig {
 		},
 		{
 			Name: streamDead, Description: "what could not be processed",
-			Subjects:  []string{"dead.*.*", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"},
+			Subjects:  []string{"dead.*.*", advisoryExceeded + ">", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
 			MaxBytes: 1 << 30, MaxAge: 90 * 24 * time.Hour,
 		},

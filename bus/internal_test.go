@@ -19,3 +19,6 @@ func (c *Clerk) LimitDerived(count int, bytes int64) { c.limits.count, c.limits.
 
 // OnStep calls f between two steps of a clerk; an error of f is a crash there.
 func (c *Clerk) OnStep(f func(step string) error) { c.step = f }
+
+// TaskMaxDeliver is how often a task is given out.
+const TaskMaxDeliver = taskMaxDeliver

@@ -16,7 +16,8 @@ import (
 )
 
 // lookup asks for one message of a stream. Exactly one way of asking is set:
-// the last of a subject, or the next of a subject from a sequence on.
+// the last of a subject, the next of a subject from a sequence on, or the one
+// with a sequence.
 type lookup struct {
 	Last string `json:"last_by_subj,omitempty"`
 	Next string `json:"next_by_subj,omitempty"`
