@@ -87,6 +87,11 @@ type Info struct {
 	Rules   *schemas.Digest // of the rule set that it uses, if any
 	Config  *schemas.Digest // of what it was configured with, if anything
 
+	// Impure says that the answer depends on more than the bytes, their kind and
+	// the three above: on the artifact's name, or on the network. Then no earlier
+	// answer is taken for it.
+	Impure bool
+
 	Kinds []schemas.Kind // of scope artifact: what it has a task for each of
 	Scope schemas.Scope  // empty: [schemas.ScopeArtifact]
 	After string         // of scope analysis: [AfterArtifacts] or empty

@@ -32,6 +32,8 @@ type world struct {
 	queues     map[string]chan *delivery
 	answered   chan struct{} // one element per ack or nak
 
+	earlier     *schemas.TaskRef // what the memo answers
+	force       bool
 	breakPut    error
 	breakOpen   error
 	breakFinish int // how often
@@ -45,7 +47,7 @@ func newWorld() *world {
 }
 
 func (w *world) services() analyzers.Services {
-	return analyzers.Services{Registry: w, Queue: w, Store: w, Uploads: w, Inbox: w, History: w}
+	return analyzers.Services{Registry: w, Queue: w, Store: w, Uploads: w, Inbox: w, History: w, Memo: w}
 }
 
 func (w *world) queue(name string) chan *delivery {
@@ -72,7 +74,7 @@ func (w *world) submit(analyzer string, a schemas.Artifact, attempt int) {
 			Tenant: schemas.DefaultTenant, Analysis: "01JD0000000000000000000000", Run: schemas.LiveRun,
 			Analyzer: analyzer, SHA256: &a.SHA256, Kind: a.Kind,
 		},
-		Artifact: a, Attempt: attempt,
+		Artifact: a, Attempt: attempt, Force: w.force,
 	}}
 }
 
@@ -149,6 +151,10 @@ func (w *world) Finish(_ context.Context, t schemas.FinishedTask) error {
 	}
 	w.finished = append(w.finished, t)
 	return nil
+}
+
+func (w *world) Earlier(context.Context, schemas.FinishedTask) (*schemas.TaskRef, error) {
+	return w.earlier, nil
 }
 
 func (w *world) Events(context.Context, schemas.TaskRef) iter.Seq2[schemas.Event, error] {

@@ -122,6 +122,29 @@ func TestDone(t *testing.T) {
 	}
 }
 
+// TestReuse has a memo know an earlier answer: the bytes, which are not there,
+// are not asked for, unless the task wants the work done.
+func TestReuse(t *testing.T) {
+	w := newWorld()
+	sample := schemas.Artifact{Kind: schemas.KindSample, SHA256: schemas.Sum([]byte("gone")), Size: 4}
+	w.earlier = &schemas.TaskRef{Tenant: schemas.DefaultTenant, Analysis: "01JC0000000000000000000000", Run: schemas.LiveRun, Analyzer: "actor", SHA256: &sample.SHA256, Kind: sample.Kind}
+	stop := start(t, w, analyzers.Options{Concurrency: 1})
+	w.submit("actor", sample, 1)
+	w.wait(t, 1)
+	w.submit("actor", sample, 1)
+	w.wait(t, 1)
+	w.force = true
+	w.submit("actor", sample, 1)
+	w.wait(t, 1)
+	stop()
+	if len(w.finished) < 2 || w.finished[0].Reuse != w.earlier || w.finished[0].Status != schemas.TaskDone || len(w.finished[0].Findings) != 0 {
+		t.Fatalf("answers %+v", w.finished)
+	}
+	if last := w.finished[len(w.finished)-1]; len(w.naks) == 0 && last.Reuse != nil {
+		t.Errorf("the work was to be done: %+v", last)
+	}
+}
+
 // TestFaults lets a child end in every bad way: each is an answer.
 func TestFaults(t *testing.T) {
 	for _, tc := range []struct{ act, status, err string }{

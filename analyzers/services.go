@@ -20,6 +20,7 @@ type Services struct {
 	Uploads  Uploads
 	Inbox    Inbox
 	History  History // only analyzers of scope analysis need it
+	Memo     Memo    // nil: all work is done
 }
 
 // Registry takes the registrations.
@@ -55,6 +56,7 @@ type Task struct {
 	Artifact  schemas.Artifact   // its announcement; of scope artifact
 	Artifacts []schemas.Artifact // all of the analysis; of scope analysis
 	Attempt   int                // this is the n-th delivery, from 1
+	Force     bool               // do the work, whatever was answered before
 }
 
 // Store holds artifacts.
@@ -78,6 +80,13 @@ type Inbox interface {
 	// Finish hands in an answer and returns when it is safe. It may be called
 	// more than once for a task.
 	Finish(ctx context.Context, t schemas.FinishedTask) error
+}
+
+// Memo knows what was answered before.
+type Memo interface {
+	// Earlier returns a task of the same work as t, which has its task, version,
+	// rules and configuration, and no answer yet; nil: there is none.
+	Earlier(ctx context.Context, t schemas.FinishedTask) (*schemas.TaskRef, error)
 }
 
 // History reads the log.

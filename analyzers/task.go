@@ -54,7 +54,11 @@ func (t *task) run(ctx context.Context) {
 		log = log.With("artifact", t.Ref.SHA256.String())
 	}
 	start := time.Now()
-	a, err := t.answer(ctx)
+	earlier := t.earlier(ctx, log)
+	a, err := answer{status: schemas.TaskDone}, error(nil)
+	if earlier == nil {
+		a, err = t.answer(ctx)
+	}
 	var input *inputError
 	if errors.As(err, &input) {
 		a, err = failed("%s", input.msg), nil
@@ -67,7 +71,7 @@ func (t *task) run(ctx context.Context) {
 	took := time.Since(start)
 	done := schemas.FinishedTask{
 		Task: t.Ref, Version: t.info.Version, Rules: t.info.Rules, Config: t.info.Config, Instance: t.runner.opts.Instance,
-		Status: a.status, Error: a.err, Findings: a.findings, Derived: a.derived, Result: a.result, Cut: a.cut,
+		Reuse: earlier, Status: a.status, Error: a.err, Findings: a.findings, Derived: a.derived, Result: a.result, Cut: a.cut,
 		Took: schemas.Duration(took.Round(time.Microsecond)),
 	}
 	// Also when the runner has been told to stop: the work is done.
@@ -92,7 +96,23 @@ func (t *task) run(ctx context.Context) {
 	if a.printed != "" {
 		log = log.With("stderr", line(a.printed, maxStderr))
 	}
-	log.Log(ctx, level, "task finished", "status", a.status, "findings", len(a.findings), "derived", len(a.derived), "took", took)
+	log.Log(ctx, level, "task finished", "status", a.status, "findings", len(a.findings), "derived", len(a.derived), "took", took, "reused", earlier != nil)
+}
+
+// earlier returns the task whose answer is this one's too, if there is one.
+func (t *task) earlier(ctx context.Context, log *slog.Logger) *schemas.TaskRef {
+	memo := t.runner.services.Memo
+	if memo == nil || t.Force || t.info.Impure || t.Attempt > 1 || t.Ref.SHA256 == nil || t.check() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	earlier, err := memo.Earlier(ctx, schemas.FinishedTask{Task: t.Ref, Version: t.info.Version, Rules: t.info.Rules, Config: t.info.Config})
+	if err != nil {
+		log.Warn("looking for an earlier answer failed", "error", err) // the work is done
+		return nil
+	}
+	return earlier
 }
 
 // delay is how long to wait before the task is tried again.

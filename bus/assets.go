@@ -29,6 +29,7 @@ const (
 	kvState    = "STATE"
 	kvArchive  = "ARCHIVE"
 	kvRuns     = "RUNS"
+	kvMemo     = "MEMO"
 
 	kvAnalyzers = "ANALYZERS"
 )
@@ -46,6 +47,7 @@ const (
 	leaseTTL     = 60 * time.Second
 	heartbeatTTL = 15 * time.Second
 	uploadTTL    = 24 * time.Hour
+	memoTTL      = 90 * 24 * time.Hour // then the work is done once more
 )
 
 // Limits size the assets when they are made; those that there are keep the size
@@ -128,6 +130,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
 		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
 		{Bucket: kvAnalyzers, Description: "analyzers that are commands of the user's, and those that are removed"},
+		{Bucket: kvMemo, Description: "which task had the same work to do", TTL: memoTTL, MaxBytes: 256 << 20},
 		{Bucket: kvRuns, Description: "runs of analyzers over past artifacts: state and list"},
 	}
 }

@@ -161,6 +161,11 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 	case receipt != nil:
 		return c.amend(ctx, f.Task, receipt.Sequence)
 	}
+	if f.Reuse != nil {
+		if err := c.reuse(ctx, &f); err != nil {
+			return err
+		}
+	}
 	release, err := c.admit(ctx, &f, parent)
 	if err != nil {
 		return err
@@ -197,6 +202,7 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 	if err != nil {
 		return err
 	}
+	c.b.remember(&f)
 	if c.step("amend") != nil {
 		return errDied
 	}

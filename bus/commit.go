@@ -79,7 +79,7 @@ func taskID(t schemas.TaskRef, what string) string {
 
 func findingMsg(f *schemas.FinishedTask, n int, finding schemas.Finding, at time.Time) (batchMsg, error) {
 	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, taskID(f.Task, "finding")+"/"+strconv.Itoa(n), at, schemas.OriginHost,
-		schemas.FindingCommitted{Task: f.Task, Version: f.Version, Rules: f.Rules, N: n, Finding: finding})
+		schemas.FindingCommitted{Task: f.Task, Version: f.Version, Rules: f.Rules, Config: f.Config, Reused: f.Reuse, N: n, Finding: finding})
 	if err != nil {
 		return batchMsg{}, err
 	}
@@ -88,7 +88,7 @@ func findingMsg(f *schemas.FinishedTask, n int, finding schemas.Finding, at time
 
 func receiptMsg(f *schemas.FinishedTask, findings, derived int, at time.Time) (batchMsg, error) {
 	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, taskID(f.Task, "receipt"), at, schemas.OriginHost, schemas.Receipt{
-		Task: f.Task, Version: f.Version, Rules: f.Rules, Instance: f.Instance, Status: f.Status, Error: f.Error,
+		Task: f.Task, Version: f.Version, Rules: f.Rules, Config: f.Config, Reused: f.Reuse, Instance: f.Instance, Status: f.Status, Error: f.Error,
 		Findings: findings, Derived: derived, Result: f.Result, Cut: f.Cut, Took: f.Took,
 	})
 	if err != nil {

@@ -223,6 +223,7 @@ type ReportRun struct {
 	Error    string     `json:"error,omitempty"`
 	Findings int        `json:"findings"`
 	Result   *ResultRef `json:"result,omitempty"`
+	Reused   *TaskRef   `json:"reused,omitempty"` // the earlier task whose answer this is
 	Took     Duration   `json:"took"`
 }
 

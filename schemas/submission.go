@@ -38,6 +38,7 @@ type Options struct {
 	Retries   int               `json:"retries,omitempty"`  // new analyses if the sandbox fails
 	Priority  string            `json:"priority,omitempty"` // low, normal or high
 	MaxSample int64             `json:"max_sample,omitempty"`
+	NoReuse   bool              `json:"no_reuse,omitempty"` // have analyzers do their work, whatever was answered before
 	Untraced  bool              `json:"untraced,omitempty"` // run without the tracer; a gap in the coverage
 	Limits    Limits            `json:"limits,omitzero"`
 }

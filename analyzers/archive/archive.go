@@ -57,6 +57,7 @@ func (Analyzer) Info() analyzers.Info {
 	return analyzers.Info{
 		Name:    "archive",
 		Version: "1.0.0",
+		Impure:  true, // what is inside gets its name from the file's
 		Kinds:   []schemas.Kind{schemas.KindSample, schemas.KindDropped, schemas.KindExtracted},
 		Memory:  256 << 20,
 	}

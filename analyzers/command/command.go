@@ -206,6 +206,7 @@ func (a Analyzer) Info() analyzers.Info {
 	}
 	return analyzers.Info{
 		Name: a.def.Name, Version: a.def.Version, Config: &a.config, Kinds: a.def.Kinds,
+		Impure:   a.def.Network,
 		Deadline: a.def.Timeout.D(), Memory: a.def.Memory, CPU: a.def.CPU.D(), Exec: true,
 		Network: a.def.Network, Processes: a.def.Processes, MaxInput: a.def.MaxInput,
 	}

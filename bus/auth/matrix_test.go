@@ -75,6 +75,8 @@ var matrix = []struct {
 	{"$O.ARC.M.N", "write the archive", "-----", false},
 	{"$KV.ARCHIVE.acme.A", "write the archive's entries", "-----", false},
 	{"$O.UP-yara.M.N", "upload as yara", "-y---", false},
+	{"$JS.API.DIRECT.GET.KV_MEMO.$KV.MEMO.K", "look for an earlier answer by the hash of the work", "-y---", false},
+	{"$KV.MEMO.K", "say what an earlier answer is", "-----", false},
 	{"$JS.API.DIRECT.GET.OBJ_UP-yara.$O.UP-yara.C.N", "have its own uploads sent somewhere", "-----", false},
 	{"$O.UP-capa.M.N", "upload as another analyzer", "-----", false},
 	{"job.acme.amd64.high", "queue a job of acme", "y---y", false},

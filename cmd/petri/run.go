@@ -37,6 +37,7 @@ type submission struct {
 	user            string
 	cold            bool
 	untraced        bool
+	noReuse         bool
 	priority        string
 	retries         int
 	maxSample       string
@@ -55,6 +56,7 @@ func (s *submission) flags(c *cobra.Command) {
 	f.StringVar(&s.stdin, "stdin", "", "file whose bytes the sample can read from its standard input, at most 32 KiB")
 	f.StringVar(&s.user, "user", "", "guest user to run as; default: root")
 	f.BoolVar(&s.cold, "cold", false, "boot the guest instead of restoring a snapshot")
+	f.BoolVar(&s.noReuse, "no-reuse", false, "have analyzers do their work, whatever they answered before for the same bytes")
 	f.BoolVar(&s.untraced, "untraced", false, "do not trace system calls (the report says so)")
 	f.StringVar(&s.priority, "priority", "normal", "low, normal or high")
 	f.StringVar(&s.maxSample, "max-sample", "100M", "largest sample to take")
@@ -64,7 +66,7 @@ func (s *submission) flags(c *cobra.Command) {
 func (s *submission) request(path string, args []string) (app.Request, error) {
 	r := app.Request{Path: path, Protocol: s.protocol, Hooks: s.hooks, Stdin: s.stdin}
 	r.Options = schemas.Options{
-		Runtime: schemas.Duration(s.runtime), Args: args, Dir: s.dir, User: s.user, Cold: s.cold, Untraced: s.untraced,
+		Runtime: schemas.Duration(s.runtime), Args: args, Dir: s.dir, User: s.user, Cold: s.cold, Untraced: s.untraced, NoReuse: s.noReuse,
 		Priority: s.priority, Retries: s.retries,
 	}
 	if s.runtime <= 0 {

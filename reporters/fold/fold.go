@@ -306,7 +306,7 @@ func (f *Fold) analyzers(r *schemas.Report) {
 	for _, rc := range f.receipts {
 		r.Analyzers = append(r.Analyzers, schemas.ReportRun{
 			Analyzer: rc.Task.Analyzer, Version: rc.Version, SHA256: rc.Task.SHA256, Kind: rc.Task.Kind, Run: runName(rc.Task.Run),
-			Status: rc.Status, Error: rc.Error, Findings: rc.Findings, Result: rc.Result, Took: rc.Took,
+			Status: rc.Status, Error: rc.Error, Findings: rc.Findings, Result: rc.Result, Reused: rc.Reused, Took: rc.Took,
 		})
 		c := entry(rc.Task.Analyzer)
 		c.Version = max(c.Version, rc.Version)

@@ -58,7 +58,7 @@ func runAnalyzer(ctx context.Context, b *bus.Bus, a analyzers.Analyzer, o analyz
 	defer wg.Wait()
 	defer stop()
 	return analyzers.Run(ctx, []analyzers.Analyzer{a}, analyzers.Services{
-		Registry: registryAdapter{b, ready}, Queue: queueAdapter{b}, Store: openAdapter{b}, Uploads: uploadAdapter{b}, Inbox: b, History: historyAdapter{b},
+		Registry: registryAdapter{b, ready}, Queue: queueAdapter{b}, Store: openAdapter{b}, Uploads: uploadAdapter{b}, Inbox: b, History: historyAdapter{b}, Memo: b,
 	}, o)
 }
 
@@ -130,7 +130,7 @@ func (q queueAdapter) Next(ctx context.Context, analyzer string) (analyzers.Deli
 type delivery struct{ t *bus.Task }
 
 func (d delivery) Task() analyzers.Task {
-	t := analyzers.Task{Ref: d.t.Ref, Artifacts: d.t.Artifacts, Attempt: d.t.Attempt}
+	t := analyzers.Task{Ref: d.t.Ref, Artifacts: d.t.Artifacts, Attempt: d.t.Attempt, Force: d.t.Force}
 	if d.t.Artifact != nil {
 		t.Artifact = *d.t.Artifact
 	}
