@@ -17,6 +17,9 @@ func (b *Bus) SetAbsentGrace(d time.Duration) { b.absentGrace = d }
 // LimitDerived changes how much may be derived in an analysis.
 func (c *Clerk) LimitDerived(count int, bytes int64) { c.limits.count, c.limits.bytes = count, bytes }
 
+// SetLeaseEvery changes how often leases are renewed.
+func (b *Bus) SetLeaseEvery(d time.Duration) { b.leaseEvery = d }
+
 // OnStep calls f between two steps of a clerk; an error of f is a crash there.
 func (c *Clerk) OnStep(f func(step string) error) { c.step = f }
 

@@ -258,3 +258,58 @@ func TestList(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// TestLease has a worker that stood still while its lease ran out, and somebody
+// else took it.
+func TestLease(t *testing.T) {
+	b := start(t)
+	b.SetLeaseEvery(50 * time.Millisecond)
+	id := schemas.NewID(time.Now())
+	hold := func(worker string) (lost chan error, release func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		lost = make(chan error, 1)
+		go func() { lost <- b.HoldLease(ctx, id, worker) }()
+		return lost, cancel
+	}
+	holder := func(want string) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			l, err := b.Leased(t.Context(), id)
+			if err == nil && l.Worker == want {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the lease is %+v, %v, not %s's", l, err, want)
+			}
+		}
+	}
+	first, _ := hold("first")
+	holder("first")
+	second, _ := hold("second")
+	if err := <-second; !errors.Is(err, bus.ErrFenced) {
+		t.Errorf("a lease that is held was taken: %v", err)
+	}
+	kv, err := b.JetStream().KeyValue(t.Context(), "LEASE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It runs out, and somebody else is faster.
+	if _, err := kv.Put(t.Context(), id, []byte(`{"worker":"third"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-first; !errors.Is(err, bus.ErrFenced) {
+		t.Errorf("the first one did not notice: %v", err)
+	}
+	holder("third")
+	// A sandbox that died comes back for what is its own, and gives it free.
+	third, release := hold("third")
+	time.Sleep(200 * time.Millisecond)
+	holder("third")
+	release()
+	if err := <-third; err != nil {
+		t.Error(err)
+	}
+	if l, err := b.Leased(t.Context(), id); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("the lease is still %+v, %v", l, err)
+	}
+}

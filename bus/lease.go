@@ -21,26 +21,64 @@ type Lease struct {
 }
 
 // HoldLease says that worker runs an analysis, again and again until ctx is
-// done, and then no more.
-func (b *Bus) HoldLease(ctx context.Context, analysis, worker string) {
-	body, _ := json.Marshal(Lease{Worker: worker})
-	t := time.NewTicker(leaseTTL / 4)
+// done, and then no more. If another worker has the lease meanwhile, because
+// this one stood still for longer than a lease lives, the error wraps
+// [ErrFenced].
+func (b *Bus) HoldLease(ctx context.Context, analysis, worker string) error {
+	body, err := json.Marshal(Lease{Worker: worker})
+	if err != nil {
+		return err
+	}
+	t := time.NewTicker(b.leaseEvery)
 	defer t.Stop()
-	for {
-		if kv, err := b.js.KeyValue(ctx, kvLease); err == nil {
-			_, _ = kv.Put(ctx, analysis, body) // a lost one is made good by the next
+	for revision := uint64(0); ; {
+		kv, err := b.js.KeyValue(ctx, kvLease)
+		if err == nil {
+			revision, err = renew(ctx, kv, analysis, worker, body, revision)
 		}
+		if errors.Is(err, ErrFenced) {
+			return err
+		}
+		// Any other error is made good by the next try.
 		select {
 		case <-ctx.Done():
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 			defer cancel()
-			if kv, err := b.js.KeyValue(end, kvLease); err == nil {
-				_ = kv.Purge(end, analysis)
+			if kv, err := b.js.KeyValue(end, kvLease); err == nil && revision > 0 {
+				_ = kv.Purge(end, analysis, jetstream.LastRevision(revision)) // else it runs out
 			}
-			return
+			return nil
 		case <-t.C:
 		}
 	}
+}
+
+// renew writes a lease in the place of the one that was this worker's, at
+// revision, and returns the new one's revision; 0 is none.
+func renew(ctx context.Context, kv jetstream.KeyValue, analysis, worker string, body []byte, revision uint64) (uint64, error) {
+	var next uint64
+	var err error
+	if revision == 0 {
+		next, err = kv.Create(ctx, analysis, body)
+	} else {
+		next, err = kv.Update(ctx, analysis, body, revision)
+	}
+	if err == nil || !errors.Is(err, jetstream.ErrKeyExists) && !hasCode(err, codeWrongLastSequence) {
+		return max(next, revision), err
+	}
+	// It ran out, it is somebody else's, or an acknowledgement was lost.
+	e, err := kv.Get(ctx, analysis)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return kv.Create(ctx, analysis, body)
+	}
+	if err != nil {
+		return revision, err
+	}
+	var l Lease
+	if err := json.Unmarshal(e.Value(), &l); err != nil || l.Worker != worker {
+		return 0, fmt.Errorf("lease of %s: %w", analysis, ErrFenced)
+	}
+	return e.Revision(), nil
 }
 
 // Leased returns who runs an analysis, or an error that wraps [ErrNotFound].

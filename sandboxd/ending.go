@@ -28,6 +28,9 @@ func (a *analysis) analysisTime(ctx, stopped context.Context, failed error) {
 	if cause := context.Cause(ctx); cause != nil {
 		failed = cause
 	}
+	if a.fenced(failed) { // it was taken over meanwhile
+		return
+	}
 	ending := endingFor(failed, missing)
 	for pause := endPause; ; pause = min(2*pause, maxEndPause) {
 		// Whoever asked for the end need not wait for the log, but the log

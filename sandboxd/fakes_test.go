@@ -36,6 +36,7 @@ type memLog struct {
 	shown     int           // live events
 	numbers   []uint64      // theirs
 	analysing time.Duration // that analyzers take
+	taken     chan struct{} // closed when another sandbox has every lease; nil: never
 }
 
 // breakDown makes every publish fail; nil mends it.
@@ -213,9 +214,23 @@ func (l *memLog) Events(_ context.Context, _, analysis string) ([]schemas.Event,
 	return slices.Clone(l.context[analysis]), nil
 }
 
-func (l *memLog) Hold(ctx context.Context, _, _ string) { <-ctx.Done() }
+func (l *memLog) Hold(ctx context.Context, _, _ string) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-l.taken:
+		return sandboxd.ErrFenced
+	}
+}
 
-func (l *memLog) Holder(context.Context, string) (string, error) { return "", nil }
+func (l *memLog) Holder(context.Context, string) (string, error) {
+	select {
+	case <-l.taken:
+		return "another", nil
+	default:
+		return "", nil
+	}
+}
 
 // memStore keeps bytes in memory.
 type memStore struct {

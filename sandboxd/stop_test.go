@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -331,6 +332,43 @@ func TestRedeliveredWhileItRuns(t *testing.T) {
 		}
 		if b.givenBack == 0 {
 			t.Error("no job was given back")
+		}
+	})
+}
+
+// TestLeaseLost has another sandbox take the lease while the sample runs, as it
+// does when this one stood still for too long: the guest goes at once, and this
+// sandbox writes nothing any more.
+func TestLeaseLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.taken = make(chan struct{})
+		gone := make(chan struct{})
+		b.machine = func(m *fakeMachine) {
+			m.onRun = running
+			m.onClose = sync.OnceFunc(func() { close(gone) })
+		}
+		sub := b.submission(t)
+		sub.Protocol = "name: x\nsteps:\n  - poweron\n  - run_sample\n  - wait: 1h\n  - start_analysis\n  - wait_analysis\n"
+		stop := b.worker(t)
+		defer stop()
+		b.submit(sub)
+		b.reached(t, sub.ID, "sample_started")
+		synctest.Wait()
+		before := len(b.names(sub.ID))
+		begin := time.Now()
+		if _, err := b.OpenContext(t.Context(), "default", sub.ID); err != nil { // the other one writes
+			t.Fatal(err)
+		}
+		close(b.taken)
+		<-gone
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("the guest went on for %s", took)
+		}
+		synctest.Wait()
+		names := b.names(sub.ID)
+		if len(names) > before {
+			t.Errorf("it went on writing: %v", names)
 		}
 	})
 }

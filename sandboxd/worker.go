@@ -42,9 +42,9 @@ type Endings interface {
 	End(ctx context.Context, tenant, analysis string, ending schemas.Typed) (schemas.Event, error)
 	// Events returns an analysis' context events so far, oldest first.
 	Events(ctx context.Context, tenant, analysis string) ([]schemas.Event, error)
-	// Hold keeps the lease of an analysis until ctx is done; Holder is who has
-	// it, empty if nobody.
-	Hold(ctx context.Context, analysis, worker string)
+	// Hold keeps the lease of an analysis until ctx is done. If another sandbox
+	// has it the error wraps [ErrFenced]. Holder is who has it, empty if nobody.
+	Hold(ctx context.Context, analysis, worker string) error
 	Holder(ctx context.Context, analysis string) (string, error)
 	// OnCancel calls fn when somebody asks for the analysis' end.
 	OnCancel(tenant, analysis string, fn func(by string)) (stop func(), err error)
@@ -364,7 +364,12 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 	defer stop()
 	kctx, release := context.WithCancel(context.WithoutCancel(ctx))
 	var keeping sync.WaitGroup
-	for _, f := range []func(){func() { j.Keepalive(kctx) }, func() { w.endings.Hold(kctx, id, w.opts.ID) }} {
+	for _, f := range []func(){func() { j.Keepalive(kctx) }, func() {
+		if err := w.endings.Hold(kctx, id, w.opts.ID); errors.Is(err, ErrFenced) {
+			w.opts.Slog.Warn("the analysis was taken over by another sandbox", "analysis", id)
+			cancel(err)
+		}
+	}} {
 		keeping.Add(1)
 		go func() {
 			defer keeping.Done()
@@ -381,6 +386,9 @@ func (w *Worker) analyse(ctx context.Context, j Job, sub schemas.Submission, att
 	}
 
 	failed := a.machineTime(actx)
+	if cause := context.Cause(actx); errors.Is(cause, ErrFenced) {
+		failed = cause
+	}
 	free()
 	a.vouch(actx)
 	defer a.vouched()

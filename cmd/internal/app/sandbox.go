@@ -204,8 +204,8 @@ func (e endingsAdapter) Events(ctx context.Context, tenant, analysis string) ([]
 	return out, nil
 }
 
-func (e endingsAdapter) Hold(ctx context.Context, analysis, worker string) {
-	e.HoldLease(ctx, analysis, worker)
+func (e endingsAdapter) Hold(ctx context.Context, analysis, worker string) error {
+	return fenced(e.HoldLease(ctx, analysis, worker))
 }
 
 func (e endingsAdapter) Holder(ctx context.Context, analysis string) (string, error) {
