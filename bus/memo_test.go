@@ -144,3 +144,27 @@ func TestReuseDeleted(t *testing.T) {
 		t.Errorf("answered from %s, which is deleted", got.Analysis)
 	}
 }
+
+// TestReuseArchived answers from an analysis that the log has no longer.
+func TestReuseArchived(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	a := past(t, b, 1)[0]
+	d := schemas.Sum([]byte("sample 0"))
+	ref := schemas.TaskRef{Tenant: "default", Analysis: a.id, Run: schemas.LiveRun, Analyzer: "static", SHA256: &d, Kind: schemas.KindSample}
+	handIn(t, b, ref, "one", schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "one", Title: "one"}}})
+	drained(t, b)
+	if err := archiver(b).Archive(t.Context(), "default", a.id); err != nil {
+		t.Fatal(err)
+	}
+	two := newAnalysis(t, b)
+	two.artifact(schemas.KindSample, "sample 0", 0)
+	f := schemas.FinishedTask{Task: ref, Version: "1.0.0"}
+	f.Task.Analysis = two.id
+	handIn(t, b, f.Task, "two", schemas.FinishedTask{Reuse: earlier(t, b, f, true)})
+	drained(t, b)
+	if findings, receipts := two.answers(schemas.LiveRun); findings != 1 || receipts != 1 {
+		t.Errorf("%d findings and %d receipts", findings, receipts)
+	}
+}
