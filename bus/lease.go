@@ -44,12 +44,21 @@ func (b *Bus) HoldLease(ctx context.Context, analysis, worker string) error {
 		case <-ctx.Done():
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 			defer cancel()
-			if kv, err := b.js.KeyValue(end, kvLease); err == nil && revision > 0 {
-				_ = kv.Purge(end, analysis, jetstream.LastRevision(revision)) // else it runs out
+			if kv, err := b.js.KeyValue(end, kvLease); err == nil {
+				giveUp(end, kv, analysis, worker) // else it runs out
 			}
 			return nil
 		case <-t.C:
 		}
+	}
+}
+
+// giveUp ends a lease if it is this worker's.
+func giveUp(ctx context.Context, kv jetstream.KeyValue, analysis, worker string) {
+	e, err := kv.Get(ctx, analysis)
+	var l Lease
+	if err == nil && json.Unmarshal(e.Value(), &l) == nil && l.Worker == worker {
+		_ = kv.Purge(ctx, analysis, jetstream.LastRevision(e.Revision()))
 	}
 }
 
