@@ -197,6 +197,9 @@ func (b *Bus) Undefine(ctx context.Context, name string) (bool, error) {
 // FollowDefinitions calls fn with all definitions, and again whenever one has
 // changed, until ctx is done. One that cannot be read is passed over.
 func (b *Bus) FollowDefinitions(ctx context.Context, fn func(map[string]schemas.Definition)) error {
+	if b.stepwise {
+		return b.pollDefinitions(ctx, fn)
+	}
 	kv, err := b.js.KeyValue(ctx, kvAnalyzers)
 	if err != nil {
 		return fmt.Errorf("follow the analyzers' definitions: %w", err)
@@ -226,6 +229,54 @@ func (b *Bus) FollowDefinitions(ctx context.Context, fn func(map[string]schemas.
 			if whole {
 				fn(maps.Clone(all))
 			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// definitionsEvery is how often who may not watch looks for other definitions.
+const definitionsEvery = 2 * time.Second
+
+// pollDefinitions is FollowDefinitions for who may not make consumers: whoever
+// may make one says where the server sends what it has.
+func (b *Bus) pollDefinitions(ctx context.Context, fn func(map[string]schemas.Definition)) error {
+	const stream, prefix = "KV_" + kvAnalyzers, "$KV." + kvAnalyzers + "."
+	t := time.NewTicker(definitionsEvery)
+	defer t.Stop()
+	for seen, first := uint64(0), true; ; first = false {
+		last, err := b.lookupIn(ctx, stream, lookup{Last: prefix + ">"})
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("follow the analyzers' definitions: %w", err)
+		}
+		at := uint64(0)
+		if err == nil {
+			at = last.Sequence
+		}
+		if first || at != seen {
+			all := map[string]schemas.Definition{}
+			err := b.subjects(ctx, stream, prefix+">", func(subject string, _ uint64) error {
+				m, err := b.lookupIn(ctx, stream, lookup{Last: subject})
+				if errors.Is(err, ErrNotFound) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				var d schemas.Definition // what is forgotten has no body
+				if json.Unmarshal(m.Data, &d) == nil && prefix+d.Name == subject && d.Check() == nil {
+					all[d.Name] = d
+				}
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("follow the analyzers' definitions: %w", err)
+			}
+			seen = at
+			fn(all)
+		}
+		select {
+		case <-t.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -129,7 +129,7 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 		if len(analyzers) == 0 {
 			analyzers = []string{name}
 		}
-		p.Publish = append(p.Publish, reading("LOG", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE", "KV_RUNS")...)
+		p.Publish = append(p.Publish, reading("LOG", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE", "KV_RUNS", "KV_ANALYZERS")...)
 		p.Publish = append(p.Publish, api+"DIRECT.GET.KV_MEMO.$KV.MEMO.*") // by key, which is a hash of the work
 		for _, a := range analyzers {
 			if err := schemas.CheckAnalyzer(a); err != nil {

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -209,6 +210,21 @@ func (s *staff) end(p *child.Process, log *slog.Logger) {
 	}
 }
 
+// credsOf is the file of the credentials of an analyzer that was added. Those of
+// the process that starts it are for the analyzers that Petri brings; the
+// added one's own lie beside them, as petri bus user makes them. Who has none
+// there tries with the process' own.
+func (c *Config) credsOf(analyzer string) string {
+	if c.Creds == "" {
+		return ""
+	}
+	own := filepath.Join(filepath.Dir(c.Creds), "analyzer-"+analyzer+".creds")
+	if _, err := os.Stat(own); err != nil {
+		return c.Creds
+	}
+	return own
+}
+
 func (s *staff) spawn(d schemas.Definition) (*child.Process, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -218,14 +234,19 @@ func (s *staff) spawn(d schemas.Definition) (*child.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	creds := s.c.credsOf(d.Name)
 	args := (&Node{cfg: s.c}).args(commandRole)
 	if s.c.again != nil {
-		args = append(slices.Clone(s.c.again), commandRole)
+		args = slices.Clone(s.c.again)
+		if creds != "" { // behind those of this process
+			args = append(args, "--creds="+creds)
+		}
+		args = append(args, commandRole)
 	}
 	cmd := exec.Command(exe, args...)
 	cmd.Env = daemonEnv()
 	if s.c.NATS != "" {
-		cmd.Env = append(cmd.Env, ServerVariable+"="+s.c.NATS)
+		cmd.Env = append(cmd.Env, ServerVariable+"="+s.c.NATS, CredsVariable+"="+creds, CAVariable+"="+s.c.CA)
 	}
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(body), os.Stderr
 	p, err := child.Start(cmd)
