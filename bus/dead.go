@@ -12,7 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
+
+	"github.com/petri-sandbox/petri/schemas"
 )
 
 // A DeadLetter is a message that nobody could process: one that was moved out
@@ -142,8 +143,14 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 	case !ok || !strings.HasPrefix(d.Subject, prefix):
 		return fmt.Errorf("dead letter %d: nothing can be put back into %.40q under %.80q (drop it: petri dead drop %d)", id, d.Stream, d.Subject, id)
 	}
-	// An id of its own: the server may remember the first one.
-	msgID := fmt.Sprintf("retry/%d/%s", id, nuid.Next())
+	if d.Stream == streamInbox {
+		if err := b.answerable(ctx, d); err != nil {
+			return err
+		}
+	}
+	// An id of its own: the server may remember the first one. The same for
+	// every try, so that one that was cut short puts nothing back twice.
+	msgID := fmt.Sprintf("retry/%d", id)
 	err = retry(ctx, func(ctx context.Context) error {
 		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: d.Subject, Data: d.Body}, jetstream.WithMsgID(msgID), jetstream.WithRetryAttempts(0))
 		return err
@@ -157,6 +164,30 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 		}
 	}
 	return b.DropDead(ctx, id)
+}
+
+// answerable reports why an answer that was refused cannot be handed in again: a
+// task that has its receipt takes no other, and the letter would be gone.
+func (b *Bus) answerable(ctx context.Context, d DeadLetter) error {
+	var f schemas.FinishedTask
+	e, err := schemas.ParseEvent(d.Body)
+	if err == nil {
+		err = e.Decode(&f)
+	}
+	if err != nil {
+		return fmt.Errorf("dead letter %d: no answer can be read in it: %w (drop it: petri dead drop %d)", d.ID, err, d.ID)
+	}
+	if err := checkTokens(f.Task.Tenant, f.Task.Analysis); err != nil {
+		return fmt.Errorf("dead letter %d: %w (drop it: petri dead drop %d)", d.ID, err, d.ID)
+	}
+	_, err = b.lastMsg(ctx, receiptSubject(f.Task))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("dead letter %d: its task has its receipt, which says that the answer was refused (have the work done anew: petri replay %s --analyzer %s, then petri dead drop %d)", d.ID, f.Task.Analysis, f.Task.Analyzer, d.ID)
 }
 
 // DropDead forgets a dead letter.

@@ -66,3 +66,24 @@ func TestDeadLetters(t *testing.T) {
 		}
 	}
 }
+
+// TestRetryAnswered keeps a letter whose task has been answered meanwhile.
+func TestRetryAnswered(t *testing.T) {
+	b := start(t)
+	register(t, b, "static", schemas.KindSample)
+	clerk(t, b)
+	a := newAnalysis(t, b)
+	ref := a.refs("static", 1)[0]
+	handIn(t, b, ref, "one", schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "x"}}}) // no title
+	drained(t, b)
+	list := deadLetters(t, b)
+	if len(list) != 1 || !strings.Contains(list[0].Reason, "title") {
+		t.Fatalf("dead letters: %+v", list)
+	}
+	if err := b.RetryDead(t.Context(), list[0].ID); err == nil || !strings.Contains(err.Error(), "petri replay") {
+		t.Errorf("retry: %v", err)
+	}
+	if got := deadLetters(t, b); len(got) != 1 {
+		t.Errorf("the letter is gone: %+v", got)
+	}
+}
