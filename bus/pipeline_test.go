@@ -111,7 +111,9 @@ func petriPipeline(b *testing.B, connect func(name string) *bus.Bus, l load) fig
 	defer cancel()
 	sandbox, analyzer, reporter := connect("sandbox"), connect("analyzer"), connect("reporter")
 	const name = "bench"
-	if err := analyzer.Register(ctx, schemas.Registration{Name: name, Version: "1.0.0", Kinds: []schemas.Kind{schemas.KindDropped}, Scope: schemas.ScopeArtifact, Deadline: schemas.Duration(time.Minute)}); err != nil {
+	patient, enough := context.WithTimeout(ctx, time.Minute)
+	defer enough()
+	if err := analyzer.Register(patient, schemas.Registration{Name: name, Version: "1.0.0", Kinds: []schemas.Kind{schemas.KindDropped}, Scope: schemas.ScopeArtifact, Deadline: schemas.Duration(time.Minute)}); err != nil {
 		b.Fatal(err)
 	}
 	clerk := bus.NewClerk(connect("clerk"), slog.New(slog.DiscardHandler))
@@ -311,8 +313,10 @@ func nodes(b *testing.B, n int, sync time.Duration) func(name string) *bus.Bus {
 		b.Cleanup(c.Close)
 		return c
 	}
-	if err := connect("setup").Reconcile(b.Context(), bus.Limits{Log: 1 << 30, Store: 1 << 30}); err != nil {
+	setup := connect("setup")
+	if err := setup.Reconcile(b.Context(), bus.Limits{Log: 1 << 30, Store: 1 << 30}); err != nil {
 		b.Fatal(err)
 	}
+	registrar(b, setup)
 	return connect
 }
