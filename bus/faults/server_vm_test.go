@@ -39,6 +39,9 @@ func TestKillServer(t *testing.T) {
 	lost, doubled := l.audit(t, w.b, ids)
 	record(t, row{what: fmt.Sprintf("kill -9 of the server, %d times", kills), acked: len(l.acked), lost: lost, doubled: doubled,
 		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
+	if l.fenced > 0 {
+		t.Errorf("%d writers took themselves for overtaken", l.fenced)
+	}
 }
 
 // trio is a world of three servers, whose routes lead through the test, so that
@@ -170,7 +173,7 @@ func TestPartition(t *testing.T) {
 	})
 	lost, doubled := l.audit(t, w.b, ids)
 	record(t, row{what: fmt.Sprintf("the leader of three servers cut off, %d times", cuts), acked: len(l.acked), lost: lost, doubled: doubled,
-		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
+		note: fmt.Sprintf("longest pause %s, %d of 8 writers took themselves for overtaken", l.gap.Round(10*time.Millisecond), l.fenced)})
 }
 
 // wires are the routes between servers.
