@@ -21,6 +21,7 @@ nodejs:an independent NATS client in the tests
 npm:the same
 redis-server:the benchmarks, to be compared with
 zstd:the same
+python3:an analyzer in Python, in the tests
 "
 
 missing=""
