@@ -128,6 +128,7 @@ func TestCluster(t *testing.T) {
 		}
 	}
 	t.Run("one writer", func(t *testing.T) { oneWriter(t, b) })
+	t.Run("the same bytes twice", func(t *testing.T) { sameBytes(t, b) })
 	t.Run("task", func(t *testing.T) {
 		clerk(t, b)
 		a := newAnalysis(t, b)
@@ -178,5 +179,38 @@ func oneWriter(t *testing.T, b *bus.Bus) {
 	}
 	if got := fmt.Sprint(a.names()); got != "[context mine context theirs]" {
 		t.Errorf("events %s", got)
+	}
+}
+
+// sameBytes has the same bytes announced under two names, by two who both take
+// theirs for the first announcement, of whom one says it twice.
+func sameBytes(t *testing.T, b *bus.Bus) {
+	a := newAnalysis(t, b)
+	announce := func(name string, at time.Time) {
+		t.Helper()
+		art := schemas.Artifact{Kind: schemas.KindDropped, SHA256: schemas.Sum([]byte("bytes")), Size: 5, Name: name}
+		e, err := schemas.NewEvent("default", a.id, art.ID(a.id), at, schemas.OriginHost, art)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.PublishArtifact(t.Context(), e, &art); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := time.Now()
+	announce("one", now)
+	announce("two", now)
+	announce("one", now)
+	var got []string
+	err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error {
+		var art schemas.Artifact
+		if err := e.Event.Decode(&art); err != nil {
+			return err
+		}
+		got = append(got, fmt.Sprint(art.Name, " ", art.Occurrence))
+		return nil
+	})
+	if err != nil || fmt.Sprint(got) != "[one 0 two 1]" {
+		t.Errorf("announced: %v, %v", got, err)
 	}
 }

@@ -4,6 +4,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -213,18 +214,22 @@ func (b *Bus) entomb(ctx context.Context, t schemas.Tombstone) (*DeletedError, e
 	if err != nil {
 		return nil, err
 	}
-	_, err = b.publish(ctx, subject, e, jetstream.WithExpectLastSequencePerSubject(before))
-	if err != nil && !hasCode(err, codeWrongLastSequence) {
+	body, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode event %s: %w", e.ID, err)
+	}
+	never := func(context.Context) (bool, error) { return false, nil } // nobody takes a tombstone away
+	seq, err := appendLink(ctx, b, link{subject: subject, id: e.ID, body: body, chain: subject, last: before}, never)
+	if err != nil {
 		return nil, fmt.Errorf("delete %s: %w", t.Analysis, err)
 	}
-	_, mine, lerr := b.isLast(ctx, subject, e)
-	if lerr != nil {
-		return nil, lerr
-	}
-	if !mine {
-		return nil, fmt.Errorf("delete %s: %w", t.Analysis, ErrFenced)
-	}
-	if m, err = b.lastMsg(ctx, subject); err != nil {
+	err = retry(ctx, func(ctx context.Context) (err error) {
+		if m, err = b.lookupIn(ctx, streamLog, lookup{Seq: seq}); errors.Is(err, ErrNotFound) {
+			return passing{err} // a leader that is cut off has not heard of it
+		}
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return readTombstone(m.Sequence, m.Time, m.Data)

@@ -76,6 +76,8 @@ func TestFollow(t *testing.T) {
 
 func TestOneWriter(t *testing.T) { oneWriter(t, start(t)) }
 
+func TestSameBytes(t *testing.T) { sameBytes(t, start(t)) }
+
 // TestBeginContext is a sandbox that has found an analysis without events, and
 // takes it up after somebody else has cancelled it or taken it.
 func TestBeginContext(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -39,6 +40,7 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 		Message *struct {
 			Subject string    `json:"subject"`
 			Seq     uint64    `json:"seq"`
+			Header  []byte    `json:"hdrs"`
 			Data    []byte    `json:"data"`
 			Time    time.Time `json:"time"`
 		} `json:"message"`
@@ -68,7 +70,13 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 		return nil, err
 	}
 	m := reply.Message
-	return &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Seq, Data: m.Data, Time: m.Time}, nil
+	out := &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Seq, Data: m.Data, Time: m.Time}
+	if len(m.Header) > 0 {
+		if out.Header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
+			return nil, fmt.Errorf("read the header of message %d of %s: %w", m.Seq, stream, err)
+		}
+	}
+	return out, nil
 }
 
 // lastMsg reads the last message of a subject of the log, which may hold

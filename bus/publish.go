@@ -3,7 +3,6 @@
 package bus
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,23 +31,28 @@ const maxBody = MaxEvent - 4<<10
 
 // publishBody is publish for an event that is encoded already.
 func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, opts ...jetstream.PublishOpt) (uint64, error) {
-	if len(body) > maxBody {
-		return 0, fmt.Errorf("event %s has %d bytes, more than %d", id, len(body), maxBody)
-	}
 	var seq uint64
-	err := retry(ctx, b.asking(subject, func(ctx context.Context) error {
-		ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
-			append([]jetstream.PublishOpt{jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0)}, opts...)...)
-		if err != nil {
-			return ofOne(err)
-		}
-		seq = ack.Sequence
-		return nil
+	err := retry(ctx, b.asking(subject, func(ctx context.Context) (err error) {
+		seq, err = b.publishOnce(ctx, subject, id, body, opts...)
+		return err
 	}))
 	if err != nil {
 		return 0, fmt.Errorf("publish %s: %w", id, err)
 	}
 	return seq, nil
+}
+
+// publishOnce is one attempt at publishBody.
+func (b *Bus) publishOnce(ctx context.Context, subject, id string, body []byte, opts ...jetstream.PublishOpt) (uint64, error) {
+	if len(body) > maxBody {
+		return 0, fmt.Errorf("the event has %d bytes, more than %d", len(body), maxBody)
+	}
+	ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
+		append([]jetstream.PublishOpt{jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0)}, opts...)...)
+	if err != nil {
+		return 0, ofOne(err)
+	}
+	return ack.Sequence, nil
 }
 
 // A ContextWriter writes an analysis' context events, and is the only one that
@@ -58,8 +62,9 @@ type ContextWriter struct {
 	b                *Bus
 	tenant, analysis string
 	nonce            string
-	last             uint64 // sequence of the last context event
+	last             uint64 // sequence of the last context event in the log
 	n                int    // how many there are
+	archive          uint64 // revision of the archive's entry when the writer was opened
 }
 
 // OpenContext returns the writer of an analysis, which goes on after what the
@@ -96,6 +101,7 @@ func (b *Bus) openContext(ctx context.Context, tenant, analysis string) (*Contex
 			return nil
 		}}
 		err := r.run(ctx)
+		w.archive = r.archive.revision
 		if err != nil || w.last > 0 || r.archive.revision == 0 {
 			return w, entries, err
 		}
@@ -123,21 +129,17 @@ func (w *ContextWriter) NextID() string { return w.analysis + "/context/" + strc
 
 // Write stores an event and returns when the log has acknowledged it. e.ID must
 // be [ContextWriter.NextID]. An error that wraps [ErrFenced] says that the
-// analysis has another writer.
+// analysis has another writer. After any other error the event may be stored or
+// not, and only the same may be written again.
 func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
-	all := contextSubject(w.tenant, w.analysis, ">")
-	// Two writers count alike, and a replicated stream looks for a repeated
-	// message before it looks at the sequence: only the writer's own message
-	// may be taken for a repetition.
-	seq, err := w.b.publish(ctx, contextSubject(w.tenant, w.analysis, e.Name()), e,
-		jetstream.WithMsgID(e.ID+"/"+w.nonce), jetstream.WithExpectLastSequenceForSubject(w.last, all))
-	if hasCode(err, codeWrongLastSequence) {
-		// The acknowledgement of an earlier try may have been lost.
-		var mine bool
-		if seq, mine, err = w.b.isLast(ctx, all, e); err == nil && !mine {
-			err = fmt.Errorf("publish %s: %w", e.ID, ErrFenced)
-		}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
+	seq, err := appendLink(ctx, w.b, link{
+		subject: contextSubject(w.tenant, w.analysis, e.Name()), id: e.ID + "/" + w.nonce, body: body,
+		chain: contextSubject(w.tenant, w.analysis, ">"), last: w.last,
+	}, w.gone)
 	if err != nil {
 		return err
 	}
@@ -146,18 +148,15 @@ func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
 	return nil
 }
 
-// isLast reports whether the last message of a subject is that event. Its id
-// does not tell: two writers count alike.
-func (b *Bus) isLast(ctx context.Context, subject string, e schemas.Event) (seq uint64, is bool, err error) {
-	m, err := b.lastMsg(ctx, subject)
-	if errors.Is(err, ErrNotFound) {
-		return 0, false, nil
+// gone reports whether the writer's last event was taken out of the log: the
+// analysis was archived or deleted.
+func (w *ContextWriter) gone(ctx context.Context) (bool, error) {
+	a, err := w.b.archived(ctx, w.tenant, w.analysis)
+	if err != nil || a.revision > w.archive || w.last > 0 && w.last <= a.Last {
+		return true, err
 	}
-	if err != nil {
-		return 0, false, err
-	}
-	body, err := json.Marshal(e)
-	return m.Sequence, bytes.Equal(m.Data, body), err
+	dead, err := w.b.tombstone(ctx, w.tenant, w.analysis)
+	return dead != nil, err
 }
 
 // PublishArtifact announces an artifact whose bytes the store has. If its
@@ -166,15 +165,19 @@ func (b *Bus) isLast(ctx context.Context, subject string, e schemas.Event) (seq 
 func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.Artifact) error {
 	art := *a
 	for {
-		subject := artifactSubject(e.Tenant, e.Analysis, &art)
-		_, err := b.publish(ctx, subject, e, jetstream.WithExpectLastSequencePerSubject(0))
-		if !hasCode(err, codeWrongLastSequence) {
+		body, err := json.Marshal(e)
+		if err != nil {
+			return fmt.Errorf("encode event %s: %w", e.ID, err)
+		}
+		subject, all := artifactSubject(e.Tenant, e.Analysis, &art), artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)
+		_, err = appendLink(ctx, b, link{subject: subject, id: e.ID + "/" + schemas.Sum(body).Token(), body: body, chain: subject}, func(ctx context.Context) (bool, error) {
+			n, err := b.archivedOccurrences(ctx, all)
+			return n > art.Occurrence, err
+		})
+		if !errors.Is(err, ErrFenced) {
 			return err
 		}
-		if _, mine, err := b.isLast(ctx, subject, e); mine || err != nil {
-			return err
-		}
-		if art.Occurrence, err = nextOccurrence(ctx, b, artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)); err != nil {
+		if art.Occurrence, err = nextOccurrence(ctx, b, all); err != nil {
 			return err
 		}
 		if e, err = schemas.NewEvent(e.Tenant, e.Analysis, art.ID(e.Analysis), e.Time, e.Origin, art); err != nil {

@@ -355,21 +355,27 @@ func (d *runDriver) save(ctx context.Context) error {
 	}
 	err = retry(ctx, func(ctx context.Context) error {
 		rev, err := d.kv.Update(ctx, d.state.Run, body, d.rev)
-		if err == nil {
-			d.rev = rev
+		if !hasCode(err, codeWrongLastSequence) {
+			if err == nil {
+				d.rev = rev
+			}
+			return err
 		}
-		return err
-	})
-	if hasCode(err, codeWrongLastSequence) {
-		// An acknowledgement may have been lost.
+		// An acknowledgement may have been lost, and a leader that was cut off
+		// refuses too: see [appendLink].
 		var have schemas.RunState
 		rev, rerr := d.b.runRecord(ctx, d.state.Run, &have)
-		if rerr == nil && have.Updated.Equal(d.state.Updated) {
-			d.rev, err = rev, nil
-		} else {
-			err = fmt.Errorf("%w: %w", ErrFenced, err)
+		switch {
+		case rerr != nil && !errors.Is(rerr, ErrNotFound):
+			return rerr
+		case rerr != nil || rev <= d.rev:
+			return passing{err}
+		case !have.Updated.Equal(d.state.Updated):
+			return ErrFenced
 		}
-	}
+		d.rev = rev
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("write the state of %s: %w", d.state.Run, err)
 	}

@@ -28,7 +28,7 @@ import (
 func TestKillServer(t *testing.T) {
 	w := single(t, t.TempDir())
 	kills := rounds(2, 8)
-	l, ids := publishing(t, w.b, 8, func() {
+	l, ids := publishing(t, w, 8, func() {
 		for range kills {
 			time.Sleep(time.Second)
 			w.servers[0].kill()
@@ -39,9 +39,6 @@ func TestKillServer(t *testing.T) {
 	lost, doubled := l.audit(t, w.b, ids)
 	record(t, row{what: fmt.Sprintf("kill -9 of the server, %d times", kills), acked: len(l.acked), lost: lost, doubled: doubled,
 		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
-	if l.fenced > 0 {
-		t.Errorf("%d writers took themselves for overtaken", l.fenced)
-	}
 }
 
 // trio is a world of three servers, whose routes lead through the test, so that
@@ -77,13 +74,17 @@ func trio(t testing.TB) (*world, *wires) {
 	for {
 		err := w.b.Reconcile(t.Context(), bus.Limits{Replicas: 3, Log: 1 << 30, Store: 1 << 30})
 		if err == nil {
-			return w, x
+			break
 		}
 		if time.Now().After(end) {
 			t.Fatal(err)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
+	for _, port := range client {
+		w.clients = append(w.clients, connect(t, bus.Address{URL: "nats://127.0.0.1:" + port}))
+	}
+	return w, x
 }
 
 // serveNode is one server of a cluster.
@@ -138,7 +139,7 @@ func (w *world) leader() int {
 func TestKillLeader(t *testing.T) {
 	w, _ := trio(t)
 	kills := rounds(1, 5)
-	l, ids := publishing(t, w.b, 8, func() {
+	l, ids := publishing(t, w, 8, func() {
 		for range kills {
 			time.Sleep(2 * time.Second)
 			n := w.leader()
@@ -157,11 +158,12 @@ func TestKillLeader(t *testing.T) {
 }
 
 // TestPartition cuts the leader of three servers off from the other two, and
-// later puts it back.
+// later puts it back. For a moment there are two then, of which the old one
+// refuses what the new one stores: no writer may take itself for overtaken.
 func TestPartition(t *testing.T) {
 	w, x := trio(t)
 	cuts := rounds(1, 3)
-	l, ids := publishing(t, w.b, 8, func() {
+	l, ids := publishing(t, w, 8, func() {
 		for range cuts {
 			time.Sleep(2 * time.Second)
 			n := w.leader()
@@ -173,7 +175,7 @@ func TestPartition(t *testing.T) {
 	})
 	lost, doubled := l.audit(t, w.b, ids)
 	record(t, row{what: fmt.Sprintf("the leader of three servers cut off, %d times", cuts), acked: len(l.acked), lost: lost, doubled: doubled,
-		note: fmt.Sprintf("longest pause %s, %d of 8 writers took themselves for overtaken", l.gap.Round(10*time.Millisecond), l.fenced)})
+		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
 }
 
 // wires are the routes between servers.
@@ -258,7 +260,7 @@ func TestPowerCut(t *testing.T) {
 	sh(t, "mkfs.ext4", "-q", disk)
 	mount(t, disk, mnt)
 	w := single(t, filepath.Join(mnt, "data"))
-	l, ids := publishing(t, w.b, 4, func() {
+	l, ids := publishing(t, w, 4, func() {
 		time.Sleep(time.Duration(rounds(3, 20)) * time.Second)
 		w.servers[0].signal(syscall.SIGSTOP)
 		after, mnt2 := filepath.Join(dir, "after"), filepath.Join(dir, "mnt2")
