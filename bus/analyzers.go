@@ -152,6 +152,29 @@ func values[T any](ctx context.Context, b *Bus, bucket string) (map[string]T, er
 	}
 }
 
+// value reads a JSON document of a bucket, from the leader, for whoever may make
+// no consumer. If the bucket has none of that key the error wraps [ErrNotFound];
+// that there is no such bucket is another error.
+func value[T any](ctx context.Context, b *Bus, bucket, key string) (T, error) {
+	var v T
+	m, err := b.lookupIn(ctx, "KV_"+bucket, lookup{Last: "$KV." + bucket + "." + key})
+	switch {
+	case errors.Is(err, ErrNotFound):
+		if _, missing := b.js.Stream(ctx, "KV_"+bucket); missing != nil {
+			return v, fmt.Errorf("open bucket %s: %w", bucket, missing)
+		}
+		return v, err
+	case err != nil:
+		return v, err
+	case len(m.Data) == 0: // what is forgotten has no body
+		return v, fmt.Errorf("%s in %s: %w", key, bucket, ErrNotFound)
+	}
+	if err := json.Unmarshal(m.Data, &v); err != nil {
+		return v, fmt.Errorf("read %s in %s: %w", key, bucket, err)
+	}
+	return v, nil
+}
+
 // Define stores how an analyzer is run, or that it is not. Nodes that follow the
 // definitions act on it.
 func (b *Bus) Define(ctx context.Context, d schemas.Definition) error {
@@ -172,26 +195,45 @@ func (b *Bus) Define(ctx context.Context, d schemas.Definition) error {
 	return nil
 }
 
+// Definition returns how an analyzer is run, or that it is not. If nobody has
+// said it the error wraps [ErrNotFound].
+func (b *Bus) Definition(ctx context.Context, name string) (schemas.Definition, error) {
+	if err := schemas.CheckAnalyzer(name); err != nil {
+		return schemas.Definition{}, err
+	}
+	d, err := value[schemas.Definition](ctx, b, kvAnalyzers, name)
+	if err != nil {
+		return d, fmt.Errorf("read the definition of analyzer %s: %w", name, err)
+	}
+	return d, nil
+}
+
 // Undefine forgets a definition and reports whether there was one.
 func (b *Bus) Undefine(ctx context.Context, name string) (bool, error) {
 	if err := schemas.CheckAnalyzer(name); err != nil {
 		return false, err
 	}
-	kv, err := b.js.KeyValue(ctx, kvAnalyzers)
+	there, err := b.deleteKey(ctx, kvAnalyzers, name)
 	if err != nil {
 		return false, fmt.Errorf("forget analyzer %s: %w", name, err)
 	}
-	_, err = kv.Get(ctx, name)
+	return there, nil
+}
+
+// deleteKey deletes a key of a bucket and reports whether it was there.
+func (b *Bus) deleteKey(ctx context.Context, bucket, key string) (bool, error) {
+	kv, err := b.js.KeyValue(ctx, bucket)
+	if err != nil {
+		return false, err
+	}
+	_, err = kv.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return false, nil
 	}
 	if err == nil {
-		err = kv.Delete(ctx, name)
+		err = kv.Delete(ctx, key)
 	}
-	if err != nil {
-		return false, fmt.Errorf("forget analyzer %s: %w", name, err)
-	}
-	return true, nil
+	return err == nil, err
 }
 
 // FollowDefinitions calls fn with all definitions, and again whenever one has

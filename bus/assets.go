@@ -32,6 +32,7 @@ const (
 	kvMemo     = "MEMO"
 
 	kvAnalyzers = "ANALYZERS"
+	kvProfiles  = "PROFILES"
 )
 
 // MaxPayload is the largest message that the server must take, in bytes: one
@@ -130,6 +131,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 		{Bucket: kvState, Description: "projection of the log: one line per analysis"},
 		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
 		{Bucket: kvAnalyzers, Description: "analyzers that are commands of the user's, and those that are removed"},
+		{Bucket: kvProfiles, Description: "which analyzers the operator expects of a profile's analyses"},
 		{Bucket: kvMemo, Description: "which task had the same work to do", TTL: memoTTL, MaxBytes: 256 << 20},
 		{Bucket: kvRuns, Description: "runs of analyzers over past artifacts: state and list"},
 	}

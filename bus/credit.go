@@ -203,16 +203,29 @@ func (c *credit) missing(alive map[string]int) []schemas.MissingTask {
 		// What it would have wanted is known only of one that came once.
 		if r, ok := c.interest.known[t.Analyzer]; ok && wants(r, t.Kind) && !c.done[key] {
 			c.seen[t.Analyzer] = true
-			out = append(out, schemas.MissingTask{Analyzer: t.Analyzer, SHA256: t.SHA256, Reason: schemas.MissingAbsent})
+			out = append(out, schemas.MissingTask{Analyzer: t.Analyzer, SHA256: t.SHA256, Reason: c.away(t.Analyzer)})
 		}
 	}
 	for _, name := range c.expected {
 		if _, ok := c.interest.regs[name]; !ok && !c.seen[name] {
-			out = append(out, schemas.MissingTask{Analyzer: name, Reason: schemas.MissingAbsent})
+			out = append(out, schemas.MissingTask{Analyzer: name, Reason: c.away(name)})
 		}
 	}
 	slices.SortFunc(out, func(a, b schemas.MissingTask) int { return strings.Compare(missingKey(a), missingKey(b)) })
 	return out
+}
+
+// away says why an analyzer that is expected was given nothing.
+func (c *credit) away(analyzer string) string {
+	_, there := c.interest.regs[analyzer]
+	_, known := c.interest.known[analyzer]
+	switch {
+	case there: // it came too late
+		return schemas.MissingAbsent
+	case known:
+		return schemas.MissingWithdrawn
+	}
+	return schemas.MissingUnregistered
 }
 
 func missingKey(m schemas.MissingTask) string {

@@ -23,8 +23,8 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	if err := checkTokens(s.Tenant, s.ID); err != nil {
 		return err
 	}
-	if err := schemas.CheckTenant(s.Profile); err != nil {
-		return fmt.Errorf("profile: %w", err)
+	if err := schemas.CheckProfile(s.Profile); err != nil {
+		return err
 	}
 	prio := s.Options.Priority
 	if prio == "" {
@@ -130,8 +130,8 @@ func (b *Bus) Queue(ctx context.Context, profiles []string) (*Queue, error) {
 	q := &Queue{b: b}
 	for _, prio := range priorities {
 		for _, p := range profiles {
-			if err := schemas.CheckTenant(p); err != nil {
-				return nil, fmt.Errorf("profile: %w", err)
+			if err := schemas.CheckProfile(p); err != nil {
+				return nil, err
 			}
 			// A job that kills its sandbox comes back for ever; the number of
 			// its attempts in the log ends that, not the server's count.

@@ -40,7 +40,7 @@ func TestWaitNamesWhoIsMissing(t *testing.T) {
 	got := a.wait(500*time.Millisecond, "slow", "never")
 	want := []schemas.MissingTask{
 		{Analyzer: "gone", SHA256: &d, Reason: "withdrawn"},
-		{Analyzer: "never", Reason: "absent"},
+		{Analyzer: "never", Reason: "unregistered"},
 		{Analyzer: "slow", SHA256: &d, Reason: "timeout"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -87,7 +87,7 @@ func TestWaitForLatecomers(t *testing.T) {
 	}
 	got := a.wait(20*time.Second, "static", "summary", "never")
 	want := []schemas.MissingTask{
-		{Analyzer: "never", Reason: "absent"},
+		{Analyzer: "never", Reason: "unregistered"},
 		{Analyzer: "static", SHA256: &early, Reason: "absent"},
 		{Analyzer: "summary", Reason: "absent"},
 	}

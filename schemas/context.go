@@ -399,14 +399,15 @@ func (AnalysisCompleted) EventType() string { return ContextType(EventCompleted)
 type MissingTask struct {
 	Analyzer string  `json:"analyzer"`
 	SHA256   *Digest `json:"sha256,omitempty"` // of the artifact; none for a task over the whole analysis
-	Reason   string  `json:"reason"`           // absent, timeout, withdrawn
+	Reason   string  `json:"reason"`           // absent, timeout, withdrawn, unregistered
 }
 
 // Reasons of a [MissingTask].
 const (
-	MissingAbsent    = "absent"    // nothing was heard of the analyzer, or it came too late for this task
-	MissingTimeout   = "timeout"   // it was there, and did not answer in time
-	MissingWithdrawn = "withdrawn" // it unregistered, or registered anew for other kinds
+	MissingAbsent       = "absent"       // nothing was heard of the analyzer, or it came too late for this task
+	MissingTimeout      = "timeout"      // it was there, and did not answer in time
+	MissingWithdrawn    = "withdrawn"    // it unregistered, or registered anew for other kinds
+	MissingUnregistered = "unregistered" // it is expected, and no analyzer of that name has ever registered
 )
 
 // AnalysisFailed ends an analysis that the sandbox could not carry through.

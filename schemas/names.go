@@ -43,6 +43,10 @@ func CheckGate(s string) error { return checkName("gate", s, 32, "-") }
 // CheckTenant reports why s is no tenant's name.
 func CheckTenant(s string) error { return checkName("tenant", s, 32, "-") }
 
+// CheckProfile reports why s is no profile's name: it must match
+// [a-z][a-z0-9-]{0,31}.
+func CheckProfile(s string) error { return checkName("profile", s, 32, "-") }
+
 // CheckEventName reports why s is no context event's name: it must match
 // [a-z][a-z0-9_]{0,63}.
 func CheckEventName(s string) error { return checkName("event name", s, 64, "_") }

@@ -70,6 +70,7 @@ var types = sync.OnceValue(func() []TypeInfo {
 		TypeInfo{BehaviorSchema, FormDocument, BehaviorResult{}, ""},
 		TypeInfo{ControlSchema, FormDocument, ControlRequest{}, ""},
 		TypeInfo{DefinitionSchema, FormDocument, Definition{}, ""},
+		TypeInfo{ProfileSchema, FormDocument, Profile{}, ""},
 		TypeInfo{GateAnswerSchema, FormDocument, GateAnswer{}, ""},
 		TypeInfo{RegisteredSchema, FormDocument, Registered{}, ""},
 	)

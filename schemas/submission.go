@@ -63,7 +63,7 @@ type Submission struct {
 	Protocol  string    `json:"protocol"`        // YAML text
 	Hooks     string    `json:"hooks,omitempty"` // YAML text; empty: the hooks that sandboxd has
 	Options   Options   `json:"options"`
-	Expected  []string  `json:"expected_analyzers"` // who must answer for the coverage to be whole
+	Expected  []string  `json:"expected_analyzers,omitzero"` // who must answer for the coverage to be whole. Left out: whom the operator expects of the profile; an empty list: nobody
 	Submitted time.Time `json:"submitted"`
 }
 

@@ -81,6 +81,13 @@ func TestRolesWork(t *testing.T) {
 	if job.Submission.ID != sub.ID {
 		t.Errorf("claimed %s", job.Submission.ID)
 	}
+	must("expect yara", as(auth.Admin, "").SetProfile(ctx, schemas.Profile{Schema: schemas.ProfileSchema, Name: "amd64", Expected: []string{"yara"}}))
+	if got, err := sandbox.Profile(ctx, "amd64"); err != nil || len(got.Expected) != 1 {
+		t.Errorf("the sandbox reads who is expected: %+v, %v", got, err)
+	}
+	if _, err := sandbox.Definition(ctx, "yara"); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("the sandbox reads who is removed: %v", err)
+	}
 	w, err := sandbox.BeginContext(ctx, "acme", sub.ID)
 	must("begin", err)
 	write := func(data schemas.Typed) {

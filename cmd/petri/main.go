@@ -110,7 +110,7 @@ later, 130 interrupted.`,
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),
 		listCommand(g), artifactsCommand(g), getCommand(g), traceCommand(g), cancelCommand(g), guestCommand(g), doctorCommand(g),
 		replayCommand(g), huntCommand(g), runsCommand(g), adoptCommand(g), diffCommand(g),
-		gcCommand(g), deadCommand(g), auditCommand(g), analyzersCommand(g), analyzerCommand(g),
+		gcCommand(g), deadCommand(g), auditCommand(g), analyzersCommand(g), expectCommand(g), analyzerCommand(g),
 		busCommand(g), daemonCommand(g), supervisorCommand(),
 	)
 	return root

@@ -165,8 +165,24 @@ func (j jobsAdapter) Claim(ctx context.Context) (sandboxd.Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s := &job.Submission; s.Expected == nil {
+		ask, cancel := context.WithTimeout(ctx, expectTime)
+		defer cancel()
+		if s.Expected, _, err = Expected(ask, j.b, s.Profile); err != nil {
+			// By another list the analysis could pass for whole.
+			err = fmt.Errorf("look who is expected for submission %s: %w", s.ID, err)
+			return nil, errors.Join(err, job.Release(expectAgain))
+		}
+	}
 	return jobAdapter{job}, nil
 }
+
+// expectTime is how long the operator's list may take to be read, and
+// expectAgain when a job comes again for which it could not be.
+const (
+	expectTime  = 10 * time.Second
+	expectAgain = 5 * time.Second
+)
 
 func (j jobsAdapter) Release(token string) error { return j.b.ReleaseByToken(token) }
 

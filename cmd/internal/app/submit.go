@@ -16,7 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/petri-sandbox/petri/analyzers/all"
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/sandboxd/hooks"
 	"github.com/petri-sandbox/petri/sandboxd/image"
@@ -58,7 +57,6 @@ type Request struct {
 	Hooks    string // path of a hooks' configuration; empty: the default one
 	Stdin    string // path of what the sample reads; empty: nothing
 	Options  schemas.Options
-	Expected []string // analyzers; nil: all that Petri brings
 }
 
 // Prepared is a checked request with its sample open.
@@ -118,17 +116,11 @@ func Prepare(r Request) (*Prepared, error) {
 		f.Close()
 		return nil, BadInput("read %q: %w", r.Path, err)
 	}
-	expected := r.Expected
-	if expected == nil {
-		for _, a := range all.List() {
-			expected = append(expected, a.Info().Name)
-		}
-	}
 	now := time.Now().UTC()
 	p := &Prepared{file: f, Submission: schemas.Submission{
 		ID: schemas.NewID(now), Tenant: schemas.DefaultTenant, Profile: profile(&typ, len(o.Command) > 0),
 		Sample:   schemas.Sample{Name: filepath.Base(r.Path), Size: size, Type: typ},
-		Protocol: text, Hooks: hooksText, Options: o, Expected: expected, Submitted: now,
+		Protocol: text, Hooks: hooksText, Options: o, Submitted: now,
 	}}
 	if err := checkSize(&p.Submission); err != nil {
 		f.Close()

@@ -39,6 +39,7 @@ func documents() map[string]any {
 				{Path: "/usr/local/lib/petri/hosts.py", SHA256: schemas.Sum([]byte("hosts.py"))},
 			},
 		},
+		schemas.ProfileSchema: schemas.Profile{Schema: schemas.ProfileSchema, Name: "amd64", Expected: []string{"behavior", "static"}},
 		schemas.TemplateSchema: schemas.Template{
 			Schema: schemas.TemplateSchema, Version: qemu,
 			Command: []string{"-machine", "q35,memory-backend=ram0", "-accel", "tcg,thread=single", "-m", "256M"},
