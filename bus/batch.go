@@ -53,7 +53,14 @@ func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, er
 	if len(msgs) > maxBatch {
 		return 0, fmt.Errorf("batch of %d messages, more than %d", len(msgs), maxBatch)
 	}
-	err = retry(ctx, func(ctx context.Context) error {
+	subjects := make([]string, len(msgs))
+	for i, m := range msgs {
+		subjects[i] = m.subject
+	}
+	err = retry(ctx, func(ctx context.Context) (err error) {
+		ctx, done := b.denied.watch(ctx, subjects...)
+		defer done()
+		defer func() { err = b.batchDenied(ctx, err) }()
 		id := []string{nuid.Next()}
 		for i, m := range msgs {
 			msg := &nats.Msg{Subject: m.subject, Data: m.body, Header: nats.Header{
@@ -81,6 +88,18 @@ func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, er
 		return nil
 	})
 	return seq, err
+}
+
+// batchDenied returns why the server denied a message of a failed batch, if it
+// did. That a batch has a hole it may have said first.
+func (b *Bus) batchDenied(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if !transient(err) && b.nc.FlushWithContext(ctx) == nil { // the denial has been read
+		b.denied.note(b.nc.LastError())
+	}
+	return deniedOr(ctx, err)
 }
 
 // batchReply reads a batch's acknowledgement.

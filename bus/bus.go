@@ -77,10 +77,12 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		b.nc.Close()
 		return nil, fmt.Errorf("the NATS server at %s takes messages of %d bytes; Petri needs %d (set max_payload: 4MB in its configuration)", redact(a.URL), b.nc.MaxPayload(), MaxPayload)
 	}
-	if b.js, err = jetstream.New(b.nc, jetstream.WithDefaultTimeout(10*time.Second)); err != nil {
+	js, err := jetstream.New(b.nc, jetstream.WithDefaultTimeout(10*time.Second))
+	if err != nil {
 		b.nc.Close()
 		return nil, err
 	}
+	b.js = honest{js, b}
 	info, err := b.js.AccountInfo(ctx)
 	if err != nil {
 		b.nc.Close()

@@ -68,11 +68,7 @@ func appendLink(ctx context.Context, log chainLog, l link, gone func(context.Con
 
 // storeLink implements [chainLog].
 func (b *Bus) storeLink(ctx context.Context, l link) (seq uint64, err error) {
-	err = b.asking(l.subject, func(ctx context.Context) (err error) {
-		seq, err = b.publishOnce(ctx, l.subject, l.id, l.body, jetstream.WithExpectLastSequenceForSubject(l.last, l.chain))
-		return err
-	})(ctx)
-	return seq, err
+	return b.publishOnce(ctx, l.subject, l.id, l.body, jetstream.WithExpectLastSequenceForSubject(l.last, l.chain))
 }
 
 // nextMsg implements [chainLog].

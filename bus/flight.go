@@ -49,17 +49,19 @@ func (f *flight) publish(ctx context.Context, subject string, body []byte, id st
 		<-f.slots
 		return err
 	}
+	watched, done := f.b.denied.watch(ctx, subject)
 	ack, err := f.b.js.PublishMsgAsync(&nats.Msg{Subject: subject, Data: body}, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
 	go func() {
 		defer func() { <-f.slots }()
+		defer done()
 		var seq uint64
 		if err == nil {
 			select {
 			case a := <-ack.Ok():
 				seq = a.Sequence
 			case err = <-ack.Err():
-			case <-ctx.Done():
-				err = ctx.Err()
+			case <-watched.Done():
+				err = deniedOr(watched, watched.Err())
 			}
 		}
 		if err != nil && ctx.Err() == nil && (transient(err) || errors.Is(err, jetstream.ErrTooManyStalledMsgs)) {

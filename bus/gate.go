@@ -26,7 +26,7 @@ func (b *Bus) AskGate(ctx context.Context, tenant, gate string, e schemas.Event)
 	if err != nil {
 		return nil, err
 	}
-	m, err := b.nc.RequestWithContext(ctx, gateSubject(tenant, gate), body)
+	m, err := b.request(ctx, gateSubject(tenant, gate), body)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil, fmt.Errorf("gate %s: nobody serves it: %w", gate, ErrNotFound)
 	}

@@ -3,6 +3,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,18 +21,8 @@ import (
 // Submit puts a submission into the queue. The store must have its sample. A
 // full queue gives a [BusyError], a full server an error that wraps [ErrFull].
 func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
-	if err := checkTokens(s.Tenant, s.ID); err != nil {
+	if err := checkSubmission(&s); err != nil {
 		return err
-	}
-	if err := schemas.CheckProfile(s.Profile); err != nil {
-		return err
-	}
-	prio := s.Options.Priority
-	if prio == "" {
-		prio = "normal"
-	}
-	if !slices.Contains(priorities, prio) {
-		return fmt.Errorf("priority %q is none of %s", prio, strings.Join(priorities, ", "))
 	}
 	if room, err := b.Room(ctx); err == nil { // else the queue itself will have an answer, or none
 		if err := room.Err(); err != nil {
@@ -46,12 +37,12 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	if err != nil {
 		return err
 	}
-	subject := jobSubject(s.Tenant, s.Profile, prio)
-	err = retry(ctx, b.asking(subject, func(ctx context.Context) error {
+	subject := jobSubject(s.Tenant, s.Profile, priority(&s))
+	err = retry(ctx, func(ctx context.Context) error {
 		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body},
 			jetstream.WithMsgID("job:"+s.ID), jetstream.WithRetryAttempts(0))
 		return err
-	}))
+	})
 	if hasCode(err, codeMaxMessages) {
 		return b.busy(ctx)
 	}
@@ -60,6 +51,22 @@ func (b *Bus) Submit(ctx context.Context, s schemas.Submission) error {
 	}
 	return nil
 }
+
+// checkSubmission reports why a submission cannot be queued.
+func checkSubmission(s *schemas.Submission) error {
+	if err := checkTokens(s.Tenant, s.ID); err != nil {
+		return err
+	}
+	if err := schemas.CheckProfile(s.Profile); err != nil {
+		return err
+	}
+	if p := priority(s); !slices.Contains(priorities, p) {
+		return fmt.Errorf("priority %q is none of %s", p, strings.Join(priorities, ", "))
+	}
+	return nil
+}
+
+func priority(s *schemas.Submission) string { return cmp.Or(s.Options.Priority, "normal") }
 
 // Bounds of when to come again. The least is what a machine takes at best.
 const (

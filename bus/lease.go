@@ -129,7 +129,7 @@ func (b *Bus) Cancel(ctx context.Context, tenant, analysis, by string) error {
 	}
 	for try := 0; ; try++ {
 		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := b.nc.RequestWithContext(ask, cancelSubject(tenant, analysis), []byte(by))
+		_, err := b.request(ask, cancelSubject(tenant, analysis), []byte(by))
 		cancel()
 		if err == nil {
 			return nil

@@ -56,6 +56,8 @@ func (b *Bus) Live(ctx context.Context, tenant string, feed Feed) error {
 		return err
 	}
 	l := &liveFeed{b: b, feed: feed, subject: logPrefix + tenant + ".>", behavior: behaviorCount{}}
+	ctx, done := b.denied.watch(ctx, livePrefix+l.subject)
+	defer done()
 	msgs := make(chan *nats.Msg, liveQueue)
 	sub, err := b.nc.ChanSubscribe(livePrefix+l.subject, msgs)
 	if err != nil {
@@ -77,14 +79,14 @@ func (b *Bus) Live(ctx context.Context, tenant string, feed Feed) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return deniedOr(ctx, ctx.Err())
 		case m := <-msgs:
 			err = l.take(ctx, m)
 		case <-idle.C:
 			err = l.tail(ctx)
 		}
 		if err != nil {
-			return err
+			return deniedOr(ctx, err)
 		}
 		idle.Reset(liveIdle)
 	}
@@ -241,12 +243,13 @@ func (b *Bus) Watch(ctx context.Context, tenant, analysis string, feed Feed) err
 	if err := checkTokens(tenant, analysis); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	behavior := strings.TrimSuffix(LiveSubject(tenant, analysis), ">") + "behavior.>"
+	ctx, done := b.denied.watch(ctx, behavior)
+	defer done()
 	// The behaviour comes on a core subject, in the client's own order; a
 	// reader that is slow loses some of it, as everybody does.
 	live := make(chan *nats.Msg, liveQueue)
-	sub, err := b.nc.ChanSubscribe(strings.TrimSuffix(LiveSubject(tenant, analysis), ">")+"behavior.>", live)
+	sub, err := b.nc.ChanSubscribe(behavior, live)
 	if err != nil {
 		return err
 	}
@@ -285,7 +288,7 @@ func (b *Bus) Watch(ctx context.Context, tenant, analysis string, feed Feed) err
 			if errors.Is(err, ErrStop) {
 				err = nil
 			}
-			return err
+			return deniedOr(ctx, err)
 		}
 	}
 }

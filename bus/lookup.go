@@ -46,8 +46,8 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 		} `json:"message"`
 	}
 	subject := jetstream.DefaultAPIPrefix + "STREAM.MSG.GET." + stream
-	err = retry(ctx, b.asking(subject, func(ctx context.Context) error {
-		m, err := b.nc.RequestWithContext(ctx, subject, req)
+	err = retry(ctx, func(ctx context.Context) error {
+		m, err := b.request(ctx, subject, req)
 		if err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 			return errors.New("the server's answer has no message")
 		}
 		return nil
-	}))
+	})
 	if hasCode(err, jetstream.JSErrCodeMessageNotFound) || hasCode(err, jetstream.JSErrCodeStreamNotFound) {
 		return nil, fmt.Errorf("%s%s in %s: %w", l.Last, l.Next, stream, ErrNotFound)
 	}
@@ -95,7 +95,7 @@ func (b *Bus) anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamM
 	}
 	try, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	m, err := b.nc.RequestWithContext(try, jetstream.DefaultAPIPrefix+"DIRECT.GET."+streamLog, req)
+	m, err := b.request(try, jetstream.DefaultAPIPrefix+"DIRECT.GET."+streamLog, req)
 	if err == nil && m.Header.Get("Status") == "" && m.Header.Get(jetstream.SubjectHeader) != "" {
 		seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
 		if err == nil {
@@ -122,7 +122,7 @@ func (b *Bus) subjects(ctx context.Context, stream, filter string, fn func(subje
 			} `json:"state"`
 		}
 		page, cancel := context.WithTimeout(ctx, time.Minute) // a server may have millions to sort
-		m, err := b.nc.RequestWithContext(page, jetstream.DefaultAPIPrefix+"STREAM.INFO."+stream, req)
+		m, err := b.request(page, jetstream.DefaultAPIPrefix+"STREAM.INFO."+stream, req)
 		cancel()
 		if err == nil {
 			err = json.Unmarshal(m.Data, &reply)

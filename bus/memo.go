@@ -54,7 +54,7 @@ func (b *Bus) Earlier(ctx context.Context, f schemas.FinishedTask) (*schemas.Tas
 		keys = append(keys, memoKey(f.Task, false, f.Version, f.Rules, f.Config))
 	}
 	for _, key := range keys {
-		m, err := b.nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"DIRECT.GET.KV_"+kvMemo+".$KV."+kvMemo+"."+key, nil)
+		m, err := b.request(ctx, jetstream.DefaultAPIPrefix+"DIRECT.GET.KV_"+kvMemo+".$KV."+kvMemo+"."+key, nil)
 		if errors.Is(err, nats.ErrNoResponders) { // an older Petri's server
 			return nil, nil
 		}

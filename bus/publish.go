@@ -32,10 +32,10 @@ const maxBody = MaxEvent - 4<<10
 // publishBody is publish for an event that is encoded already.
 func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, opts ...jetstream.PublishOpt) (uint64, error) {
 	var seq uint64
-	err := retry(ctx, b.asking(subject, func(ctx context.Context) (err error) {
+	err := retry(ctx, func(ctx context.Context) (err error) {
 		seq, err = b.publishOnce(ctx, subject, id, body, opts...)
 		return err
-	}))
+	})
 	if err != nil {
 		return 0, fmt.Errorf("publish %s: %w", id, err)
 	}

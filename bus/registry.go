@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/schemas"
@@ -56,13 +55,9 @@ func (b *Bus) askRegistrar(ctx context.Context, subject, name string, data schem
 	}
 	wait := 20 * time.Millisecond
 	for {
-		var m *nats.Msg
-		err := b.asking(subject, func(ctx context.Context) (err error) {
-			try, cancel := context.WithTimeout(ctx, 5*time.Second)
-			defer cancel()
-			m, err = b.nc.RequestWithContext(try, subject, body)
-			return err
-		})(ctx)
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		m, err := b.request(try, subject, body)
+		cancel()
 		if err == nil {
 			var a schemas.Registered
 			if err := json.Unmarshal(m.Data, &a); err != nil {

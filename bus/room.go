@@ -206,7 +206,7 @@ func (b *Bus) measure(ctx context.Context, w Watermarks, disk func() (Gauge, err
 func (b *Bus) Room(ctx context.Context) (Room, error) {
 	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	m, err := b.nc.RequestWithContext(ask, jetstream.DefaultAPIPrefix+"DIRECT.GET.KV_"+kvRoom+".$KV."+kvRoom+"."+roomKey, nil)
+	m, err := b.request(ask, jetstream.DefaultAPIPrefix+"DIRECT.GET.KV_"+kvRoom+".$KV."+kvRoom+"."+roomKey, nil)
 	if errors.Is(err, nats.ErrNoResponders) { // an older Petri's server
 		return Room{Level: RoomOK}, nil
 	}

@@ -209,7 +209,7 @@ func (b *Bus) OrderRun(ctx context.Context, run, order string) error {
 	for range 4 {
 		ask, cancel := context.WithTimeout(ctx, 3*time.Second)
 		var m *nats.Msg
-		m, err = b.nc.RequestWithContext(ask, runControlSubject(run), []byte(order))
+		m, err = b.request(ask, runControlSubject(run), []byte(order))
 		cancel()
 		if err == nil {
 			if text := string(m.Data); text != "ok" {

@@ -377,10 +377,10 @@ func (u *upload) whole(ctx context.Context, data []byte) error {
 	u.stored.Write(b)
 	u.written, u.chunks = int64(len(b)), 1
 	subject := u.s.chunkSubject(u.id)
-	return retry(ctx, u.s.b.asking(subject, func(ctx context.Context) error {
+	return retry(ctx, func(ctx context.Context) error {
 		_, err := u.s.b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: b}, jetstream.WithMsgID(u.id+".0"), jetstream.WithRetryAttempts(0))
 		return err
-	}))
+	})
 }
 
 // copy compresses r in frames, two at a time, and publishes them in order.

@@ -181,10 +181,10 @@ func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
 		return fmt.Errorf("hand in %s: %d bytes, more than %d", f.Task.Analyzer, len(body), MaxPayload-4<<10)
 	}
 	subject := inboxSubject(f.Task)
-	err = retry(ctx, b.asking(subject, func(ctx context.Context) error {
+	err = retry(ctx, func(ctx context.Context) error {
 		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body}, jetstream.WithMsgID(e.ID), jetstream.WithRetryAttempts(0))
 		return err
-	}))
+	})
 	if err != nil {
 		return fmt.Errorf("hand in %s: %w", f.Task.Analyzer, err)
 	}
