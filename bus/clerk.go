@@ -162,7 +162,12 @@ func (c *Clerk) commit(ctx context.Context, f schemas.FinishedTask, at time.Time
 		return c.amend(ctx, f.Task, receipt.Sequence)
 	}
 	if f.Reuse != nil {
-		if err := c.reuse(ctx, &f); err != nil {
+		err := c.reuse(ctx, &f)
+		var gone errGone
+		if errors.As(err, &gone) {
+			return c.anew(ctx, f.Task, parent, again, gone)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -193,7 +194,7 @@ func (c *Clerk) reuse(ctx context.Context, f *schemas.FinishedTask) error {
 	}
 	r, err := c.b.receiptOf(ctx, t)
 	if errors.Is(err, ErrNotFound) {
-		return refuse("reuse: analysis %s has no such answer", t.Analysis)
+		return errGone{refuse("reuse: analysis %s has no such answer", t.Analysis)}
 	}
 	if err != nil {
 		return err
@@ -230,9 +231,44 @@ func (c *Clerk) reuse(ctx context.Context, f *schemas.FinishedTask) error {
 		return err
 	}
 	if err != nil || len(f.Findings) != r.Findings || len(f.Derived) != r.Derived {
-		return refuse("reuse: the answer in analysis %s is not whole", t.Analysis)
+		return errGone{refuse("reuse: the answer in analysis %s is not whole", t.Analysis)}
 	}
 	return nil
+}
+
+// errGone says that an earlier answer is not there, or not any more.
+type errGone struct{ error }
+
+func (e errGone) Unwrap() error { return e.error }
+
+// anew gives a task out once more, to be worked on: the earlier answer that it
+// was to have is gone. It goes the way of the tasks of runs, which are given out
+// one by one. An analyzer that comes with such an answer again is refused why.
+func (c *Clerk) anew(ctx context.Context, t schemas.TaskRef, parent *schemas.Artifact, again bool, why error) error {
+	e, err := schemas.NewEvent(t.Tenant, t.Analysis, taskID(t, "anew"), time.Now(), schemas.OriginHost, schemas.RunTask{Task: t, Artifact: parent, Force: true})
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	var ack *jetstream.PubAck
+	err = retry(ctx, func(ctx context.Context) error {
+		ack, err = c.b.js.PublishMsg(ctx, &nats.Msg{Subject: runSubject(t), Data: body}, jetstream.WithMsgID(e.ID), jetstream.WithRetryAttempts(0))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("give out a task whose earlier answer is gone: %w", err)
+	}
+	if !ack.Duplicate || again {
+		return nil
+	}
+	_, err = c.b.lookupIn(ctx, streamRuns, lookup{Last: runSubject(t)})
+	if errors.Is(err, ErrNotFound) { // it was given out, and this is what came of it
+		return why
+	}
+	return err
 }
 
 // addEarlier takes an event over if it is part of what the task t gave.

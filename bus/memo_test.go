@@ -115,6 +115,20 @@ func TestReuseRefused(t *testing.T) {
 			ref := schemas.TaskRef{Tenant: "default", Analysis: a.id, Run: schemas.LiveRun, Analyzer: "static", SHA256: &d, Kind: schemas.KindSample}
 			handIn(t, b, ref, "liar", lie)
 			drained(t, b)
+			if name == "none" { // it may have been deleted: the work is to be done, and is asked for once
+				task := next(t, b, "static")
+				for task.Ref.Analysis != a.id || !task.Force {
+					if err := task.Done(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					task = next(t, b, "static")
+				}
+				if err := task.Done(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				handIn(t, b, ref, "liar again", lie)
+				drained(t, b)
+			}
 			r := readCommitted(t, b).receipts[a.id+"static"+d.Token()]
 			if r.Status != schemas.TaskFailed || !strings.Contains(r.Error, "refused by the clerk: reuse: ") || r.Reused != nil {
 				t.Errorf("receipt %+v", r)
@@ -142,6 +156,93 @@ func TestReuseDeleted(t *testing.T) {
 	}
 	if got := earlier(t, b, f, false); got != nil {
 		t.Errorf("answered from %s, which is deleted", got.Analysis)
+	}
+}
+
+// TestReuseDeletedMeanwhile deletes the analysis that has the earlier answer
+// when the analyzer has looked, and the clerk has not: the work is done all the
+// same.
+func TestReuseDeletedMeanwhile(t *testing.T) {
+	b := start(t)
+	register(t, b, "static", schemas.KindSample)
+	stop := runClerk(t, b)
+	a := past(t, b, 1)[0]
+	task := next(t, b, "static")
+	finish(t, b, task, schemas.FinishedTask{})
+	drained(t, b)
+	two := newAnalysis(t, b)
+	two.artifact(schemas.KindSample, "sample 0", 0)
+	task = next(t, b, "static")
+	ref := earlier(t, b, schemas.FinishedTask{Task: task.Ref, Version: "1.0.0"}, true)
+	stop()
+	finish(t, b, task, schemas.FinishedTask{Reuse: ref})
+	// A second runner had the task too.
+	handIn(t, b, task.Ref, "two", schemas.FinishedTask{Reuse: ref})
+	if _, err := b.Delete(t.Context(), "default", a.id, bus.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	clerk(t, b)
+	drained(t, b)
+	if _, receipts := two.answers(schemas.LiveRun); receipts != 0 {
+		t.Fatal("the task has its receipt, and nobody has done the work")
+	}
+	again := next(t, b, "static")
+	if again.Ref.Analysis != two.id || again.Ref.Run != schemas.LiveRun || !again.Force || again.Artifact == nil || again.Artifact.SHA256 != *task.Ref.SHA256 {
+		t.Errorf("given out %+v", again)
+	}
+	finish(t, b, again, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "one", Title: "one"}}})
+	drained(t, b)
+	r := readCommitted(t, b).receipts[two.id+"static"+again.Ref.SHA256.Token()]
+	if r.Status != schemas.TaskDone || r.Reused != nil || r.Findings != 1 {
+		t.Errorf("receipt %+v", r)
+	}
+	if n := messages(t, b, "RUNS"); n != 0 {
+		t.Errorf("%d tasks are left", n)
+	}
+}
+
+// TestForce has two runs over the same artifacts; who works is told of which the
+// answers are to be new.
+func TestForce(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	drive(t, b)
+	register(t, b, "static", schemas.KindSample)
+	past(t, b, 2)
+	forced := map[string]map[bool]int{} // tasks, by run and by what they say
+	work := func(run string) schemas.RunState {
+		forced[run] = map[bool]int{}
+		for len(forced[run]) == 0 || forced[run][false]+forced[run][true] < 2 {
+			task := next(t, b, "static")
+			f := schemas.FinishedTask{}
+			if !task.Force && task.Ref.Run != schemas.LiveRun { // as the runner does it
+				ref, err := b.Earlier(t.Context(), schemas.FinishedTask{Task: task.Ref, Version: "1.0.0"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.Reuse = ref
+			}
+			finish(t, b, task, f)
+			if task.Ref.Run == run {
+				forced[run][task.Force]++
+			}
+		}
+		if run == schemas.LiveRun {
+			drained(t, b)
+			return schemas.RunState{}
+		}
+		return until(t, b, run, func(r schemas.RunState) bool { return r.Ended() })
+	}
+	work(schemas.LiveRun)
+	hunt := schemas.RunState{Analyzers: []string{"static"}}
+	run := startRun(t, b, hunt)
+	if r := work(run); r.Done != 2 || r.Reused != 2 || forced[run][true] != 0 {
+		t.Errorf("a run that may be answered from earlier receipts: %+v, forced %v", r, forced[run])
+	}
+	hunt.Force = true
+	run = startRun(t, b, hunt)
+	if r := work(run); r.Done != 2 || r.Reused != 0 || forced[run][false] != 0 {
+		t.Errorf("a run with Force: %+v, forced %v", r, forced[run])
 	}
 }
 

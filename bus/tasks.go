@@ -168,8 +168,11 @@ func (b *Bus) Upload(ctx context.Context, analyzer string, kind schemas.Kind, r 
 
 // Finish hands a finished task in. It is safe to repeat.
 func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
-	token := taskToken(f.Task)
-	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, token+"/"+f.Instance, time.Now(), schemas.OriginHost, f)
+	id := taskToken(f.Task) + "/" + f.Instance
+	if f.Reuse != nil { // the same instance may have to do the work after all
+		id += "/reuse"
+	}
+	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, id, time.Now(), schemas.OriginHost, f)
 	if err != nil {
 		return err
 	}

@@ -21,16 +21,22 @@ import (
 // clerk runs a clerk for the test.
 func clerk(t *testing.T, b *bus.Bus) {
 	t.Helper()
+	t.Cleanup(runClerk(t, b))
+}
+
+// runClerk runs a clerk until the returned function is called.
+func runClerk(t *testing.T, b *bus.Bus) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = bus.NewClerk(b, slog.New(slog.NewTextHandler(t.Output(), nil))).Run(ctx)
 	}()
-	t.Cleanup(func() {
+	return func() {
 		cancel()
 		<-done
-	})
+	}
 }
 
 func register(t *testing.T, b *bus.Bus, name string, kinds ...schemas.Kind) {
