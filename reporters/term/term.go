@@ -237,6 +237,12 @@ func (p *printer) findings(r *schemas.Report) {
 		return
 	}
 	p.title("findings", "")
+	reused := map[string]bool{}
+	for _, t := range r.Analyzers {
+		if t.Reused != nil {
+			reused[taskKey(t.Analyzer, t.Run, t.SHA256)] = true
+		}
+	}
 	for i, f := range r.Findings {
 		if p.more(i, len(r.Findings)) {
 			return
@@ -253,8 +259,20 @@ func (p *printer) findings(r *schemas.Report) {
 		if len(f.Techniques) > 0 {
 			tail = "  " + strings.Join(f.Techniques, " ")
 		}
+		if reused[taskKey(f.Analyzer, f.Run, f.SHA256)] {
+			tail += "  (reused)"
+		}
 		p.printf("  %s %s %s\n", p.style(fmt.Sprintf("%-8s", Clip(string(sev), 8)), code), p.style(fmt.Sprintf("%-10s", Clip(f.Analyzer, 32)), dim), Clip(f.Title+tail, p.o.Width-12-max(10, min(32, len(f.Analyzer)))))
 	}
+}
+
+// taskKey names the task that an answer is of.
+func taskKey(analyzer, run string, d *schemas.Digest) string {
+	key := analyzer + " " + run
+	if d != nil {
+		key += " " + d.Token()
+	}
+	return key
 }
 
 // more stops a list that gets long, and says how much is left.
@@ -485,9 +503,19 @@ func (p *printer) coverage(r *schemas.Report) {
 	if len(parts) > 0 {
 		p.line(2, strings.Join(parts, ", ")+" records kept")
 	}
+	reused := map[string]int{}
+	for _, t := range r.Analyzers {
+		if t.Reused != nil {
+			reused[t.Analyzer]++
+		}
+	}
 	parts = nil
 	for _, a := range c.Analyzers {
-		parts = append(parts, fmt.Sprintf("%s %s (%d/%d)", a.Name, a.Status, a.Done+a.Skipped, a.Tasks))
+		text := fmt.Sprintf("%s %s (%d/%d", a.Name, a.Status, a.Done+a.Skipped, a.Tasks)
+		if n := reused[a.Name]; n > 0 {
+			text += fmt.Sprintf(", %d reused", n)
+		}
+		parts = append(parts, text+")")
 	}
 	if len(parts) > 0 {
 		p.line(2, "analyzers: "+strings.Join(parts, ", "))

@@ -135,7 +135,8 @@ func hostile() *schemas.Report {
 			Sources:   []schemas.SourceCoverage{{Source: schemas.Source(text), Produced: 1, Lost: 1 << 60}},
 			Analyzers: []schemas.AnalyzerCoverage{{Name: text, Status: text}},
 		},
-		Analysis: schemas.ReportAnalysis{ID: "01M7WZ34TR4T32M2AMXEPM8TA2", Ended: &now, Submitted: now},
+		Analyzers: []schemas.ReportRun{{Analyzer: text, Reused: &schemas.TaskRef{}}},
+		Analysis:  schemas.ReportAnalysis{ID: "01M7WZ34TR4T32M2AMXEPM8TA2", Ended: &now, Submitted: now},
 	}
 	for i := range 100 {
 		r.Processes = append(r.Processes, schemas.Process{PID: 3 + i, Start: uint64(3 + i), Comm: text, Parent: 2 + i, ParentAt: uint64(2 + i)})
@@ -224,6 +225,30 @@ func TestTree(t *testing.T) {
 	fits(t, got, 80)
 	if n := strings.Count(got, "name-"); n != schemas.MaxReportList {
 		t.Errorf("%d of %d processes are drawn", n, schemas.MaxReportList)
+	}
+}
+
+// TestReused marks what was found before, and only that.
+func TestReused(t *testing.T) {
+	one, two := schemas.Sum([]byte("one")), schemas.Sum([]byte("two"))
+	finding := func(title string, d *schemas.Digest) schemas.ReportFinding {
+		return schemas.ReportFinding{Analyzer: "static", SHA256: d, Finding: schemas.Finding{Title: title}}
+	}
+	r := &schemas.Report{
+		Findings: []schemas.ReportFinding{finding("old", &one), finding("new", &two), finding("whole", nil)},
+		Analyzers: []schemas.ReportRun{
+			{Analyzer: "static", SHA256: &one, Status: schemas.TaskDone, Reused: &schemas.TaskRef{}},
+			{Analyzer: "static", SHA256: &two, Status: schemas.TaskDone},
+		},
+		Coverage: schemas.ReportCoverage{Analyzers: []schemas.AnalyzerCoverage{
+			{Name: "static", Status: "done", Tasks: 2, Done: 2}, {Name: "behavior", Status: "done", Tasks: 1, Done: 1},
+		}},
+	}
+	got := render(t, r, term.Options{})
+	for _, want := range []string{"static     old  (reused)\n", "static     new\n", "static     whole\n", "analyzers: static done (2/2, 1 reused), behavior done (1/1)\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in:\n%s", want, got)
+		}
 	}
 }
 
