@@ -45,6 +45,7 @@ type advisory struct {
 	Consumer   string `json:"consumer"`
 	StreamSeq  uint64 `json:"stream_seq"`
 	Deliveries int    `json:"deliveries"`
+	Reason     string `json:"reason"` // whoever ended it has given
 }
 
 // DeadLetters calls fn with every dead letter, the oldest first.
@@ -62,8 +63,7 @@ func (b *Bus) DeadLetters(ctx context.Context, fn func(DeadLetter) error) error 
 			return fmt.Errorf("read the dead letters: %w", err)
 		}
 		next = m.Sequence + 1
-		// Of what was moved here the server says itself that it was ended.
-		if strings.HasPrefix(m.Subject, advisoryTerminated) {
+		if ofBuried(m) {
 			continue
 		}
 		d, err := b.deadLetter(ctx, m)
@@ -77,6 +77,13 @@ func (b *Bus) DeadLetters(ctx context.Context, fn func(DeadLetter) error) error 
 			return err
 		}
 	}
+}
+
+// ofBuried reports whether the server says only that it was told to end a
+// message that was moved here.
+func ofBuried(m *jetstream.RawStreamMsg) bool {
+	var a advisory
+	return strings.HasPrefix(m.Subject, advisoryTerminated) && json.Unmarshal(m.Data, &a) == nil && strings.HasPrefix(a.Reason, buried)
 }
 
 // DeadLetter returns one. If there is none of that id the error wraps
@@ -98,7 +105,8 @@ func (b *Bus) DeadLetter(ctx context.Context, id uint64) (DeadLetter, error) {
 
 func (b *Bus) deadLetter(ctx context.Context, m *jetstream.RawStreamMsg) (DeadLetter, error) {
 	d := DeadLetter{ID: m.Sequence, Time: m.Time.UTC()}
-	if !strings.HasPrefix(m.Subject, advisoryDeliveries) {
+	terminated := strings.HasPrefix(m.Subject, advisoryTerminated)
+	if !terminated && !strings.HasPrefix(m.Subject, advisoryDeliveries) {
 		rest := strings.SplitN(strings.TrimPrefix(m.Subject, "dead."), ".", 2)
 		d.Stream, d.Consumer = rest[0], rest[len(rest)-1]
 		d.Subject, d.Reason, d.Body, d.Size = m.Header.Get("Petri-Subject"), m.Header.Get("Petri-Error"), m.Data, len(m.Data)
@@ -111,6 +119,12 @@ func (b *Bus) deadLetter(ctx context.Context, m *jetstream.RawStreamMsg) (DeadLe
 	}
 	d.Stream, d.Consumer, d.seq = a.Stream, a.Consumer, a.StreamSeq
 	d.Reason = fmt.Sprintf("given out %d times, and never answered", a.Deliveries)
+	if terminated {
+		d.Reason = "ended, unanswered, by whoever took it"
+		if a.Reason != "" {
+			d.Reason += ": " + oneLine(a.Reason)
+		}
+	}
 	was, err := b.lookupIn(ctx, a.Stream, lookup{Seq: a.StreamSeq})
 	if errors.Is(err, ErrNotFound) {
 		d.Reason += "; it is gone"
@@ -137,9 +151,7 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 	prefix, ok := queues[d.Stream]
 	switch {
 	case d.Stream == streamLog:
-		tenant, analysis, _, _, _ := analysisOf(d.Subject)
-		analyzer := strings.TrimSuffix(strings.TrimPrefix(d.Consumer, "az-"), "-live")
-		return fmt.Errorf("dead letter %d is a fact of the log, which stays there: let the analyzer loose on it again (petri replay %s --analyzer %s; tenant %s), and drop the letter", id, analysis, analyzer, tenant)
+		return fmt.Errorf("dead letter %d is a fact of the log, which stays there: %s, then drop the letter (petri dead drop %d)", id, remedy(d), id)
 	case !ok || !strings.HasPrefix(d.Subject, prefix):
 		return fmt.Errorf("dead letter %d: nothing can be put back into %.40q under %.80q (drop it: petri dead drop %d)", id, d.Stream, d.Subject, id)
 	}
@@ -164,6 +176,19 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 		}
 	}
 	return b.DropDead(ctx, id)
+}
+
+// remedy says what to do about a fact of the log that nobody could process.
+func remedy(d DeadLetter) string {
+	tenant, analysis, _, _, ok := analysisOf(d.Subject)
+	analyzer, live := liveAnalyzer(d.Consumer)
+	switch {
+	case d.Subject == "":
+		return "its analysis was archived or deleted meanwhile, and nobody waits"
+	case live && ok:
+		return fmt.Sprintf("let the analyzer loose on it again (petri replay %s --analyzer %s; tenant %s)", analysis, analyzer, tenant)
+	}
+	return fmt.Sprintf("consumer %.80q is no analyzer's, so mend whoever reads by it", d.Consumer)
 }
 
 // answerable reports why an answer that was refused cannot be handed in again: a

@@ -229,6 +229,10 @@ func (q *Queue) take(m jetstream.Msg) *Job {
 	return j
 }
 
+// buried is what the server says of a message that [Bus.bury] has ended: its
+// letter is there already.
+const buried = "moved to the dead letters: "
+
 // bury moves a message that nobody can use to the dead letters.
 func (b *Bus) bury(stream, consumer string, m jetstream.Msg, why error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -244,7 +248,7 @@ func (b *Bus) bury(stream, consumer string, m jetstream.Msg, why error) {
 		_ = m.NakWithDelay(5 * time.Second)
 		return
 	}
-	_ = m.TermWithReason(oneLine(why.Error()))
+	_ = m.TermWithReason(oneLine(buried + why.Error()))
 }
 
 // oneLine makes an error fit for a header.

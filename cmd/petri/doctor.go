@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
+	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
@@ -84,7 +86,7 @@ func examine(ctx context.Context, cfg app.Config) []check {
 	if checks[0].Status == "ok" && checks[1].Status == "ok" {
 		checks = append(checks, checkAccel(ctx, cfg, arch))
 	}
-	return append(checks, checkIsolation(cfg), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkRoom(ctx, cfg), checkNode(ctx, cfg))
+	return append(checks, checkIsolation(cfg), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkRoom(ctx, cfg), checkNode(ctx, cfg), checkDead(ctx, cfg))
 }
 
 func checkQEMU(ctx context.Context, arch string) check {
@@ -179,4 +181,36 @@ func checkNode(ctx context.Context, cfg app.Config) check {
 		return check{"node", "error", err.Error(), "see the logs in " + cfg.Data + "/log"}
 	}
 	return check{"node", "ok", fmt.Sprintf("runs on %s, %d analyzers", cfg.Data, len(alive)), ""}
+}
+
+// manyDead is how many dead letters are counted.
+const manyDead = 1000
+
+// checkDead says whether there is anything that nobody could process.
+func checkDead(ctx context.Context, cfg app.Config) check {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	b, err := cfg.Connect(ctx, "doctor")
+	if errors.Is(err, app.ErrNotRunning) {
+		return check{"dead letters", "ok", "not looked for: no node runs", ""}
+	}
+	n := 0
+	if err == nil {
+		defer b.Close()
+		err = b.DeadLetters(ctx, func(bus.DeadLetter) error {
+			if n++; n == manyDead {
+				return bus.ErrStop
+			}
+			return nil
+		})
+	}
+	switch {
+	case err != nil:
+		return check{"dead letters", "error", err.Error(), "see the logs in " + cfg.Data + "/log"}
+	case n == 0:
+		return check{"dead letters", "ok", "none", ""}
+	case n == manyDead:
+		return check{"dead letters", "warning", fmt.Sprintf("%d or more", n), "petri dead list"}
+	}
+	return check{"dead letters", "warning", strconv.Itoa(n), "petri dead list"}
 }

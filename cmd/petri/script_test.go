@@ -3,16 +3,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/all"
+	"github.com/petri-sandbox/petri/bus"
 )
 
 func TestMain(m *testing.M) {
@@ -44,7 +47,7 @@ func TestScript(t *testing.T) {
 			b[len(b)/2] ^= 1
 			return os.WriteFile(e.WorkDir+"/damaged.petri", b, 0o600)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "publish": publish},
 		Condition: func(cond string) (bool, error) {
 			if cond != "root" {
 				return false, errors.New("the only condition is root")
@@ -74,4 +77,21 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if code != want {
 		ts.Fatalf("exit code %d, not %d", code, want)
 	}
+}
+
+// publish is the script command "publish SUBJECT TEXT": it sends a message to the
+// Petri that runs on $D, as any client can.
+func publish(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: publish SUBJECT TEXT")
+	}
+	a, err := bus.ReadAddress(ts.Getenv("D"))
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	b, err := bus.Connect(ctx, a, "script")
+	ts.Check(err)
+	defer b.Close()
+	_, err = b.JetStream().Publish(ctx, args[0], []byte(args[1]))
+	ts.Check(err)
 }
