@@ -358,6 +358,9 @@ func (b *Bus) listed(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 	if err != nil {
 		return nil, err
 	}
+	if r.State == schemas.RunForgotten {
+		return nil, refuse("run %s is forgotten", t.Run)
+	}
 	if r.Tenant != t.Tenant || !slices.Contains(r.Analyzers, t.Analyzer) {
 		return nil, refuse("run %s is not of analyzer %s", t.Run, t.Analyzer)
 	}

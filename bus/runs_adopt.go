@@ -22,6 +22,9 @@ func (b *Bus) Adopt(ctx context.Context, tenant, analysis, run, by string) (adop
 	if err := schemas.CheckRun(run); err != nil {
 		return false, err
 	}
+	if r, err := b.Run(ctx, run); err == nil && r.State == schemas.RunForgotten {
+		return false, fmt.Errorf("adopt %s: it is forgotten: %w", run, ErrNotFound)
+	}
 	for {
 		w, entries, err := b.openContext(ctx, tenant, analysis)
 		if err != nil {

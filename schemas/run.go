@@ -27,6 +27,7 @@ const (
 	RunCancelled = "cancelled" // ended before its time
 	RunDone      = "done"      // every task is answered, or its analysis gone
 	RunFailed    = "failed"    // it could not be begun
+	RunForgotten = "forgotten" // it had ended, and is being taken away
 )
 
 // RunState says how far a run of analyzers over past artifacts has come. It
@@ -61,7 +62,7 @@ type RunState struct {
 
 // Ended reports whether nothing more comes of the run.
 func (r *RunState) Ended() bool {
-	return r.State == RunDone || r.State == RunCancelled || r.State == RunFailed
+	return r.State == RunDone || r.State == RunCancelled || r.State == RunFailed || r.State == RunForgotten
 }
 
 // Answered is how many tasks nothing is owed for any more.

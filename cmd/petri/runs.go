@@ -411,8 +411,8 @@ func (g *global) printRun(ctx context.Context, b *bus.Bus, r *schemas.RunState) 
 func runsCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "runs",
-		Short: "List, follow and steer replays and hunts",
-		Long: `List, follow and steer replays and hunts, from any terminal. A run goes on until
+		Short: "List, follow, steer and forget replays and hunts",
+		Long: `List, follow, steer and forget replays and hunts, from any terminal. A run goes on until
 it has ended, whoever looks, and over restarts of Petri.`,
 		Example: `  petri runs list
   petri runs watch r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA
@@ -423,6 +423,7 @@ it has ended, whoever looks, and over restarts of Petri.`,
 		orderCommand(g, bus.OrderPause, "Give out no more of a run's tasks until it is resumed", "paused"),
 		orderCommand(g, bus.OrderResume, "Let a paused run go on", "goes on"),
 		orderCommand(g, bus.OrderCancel, "End a run; what it has found so far stays", "cancelled"),
+		runsForgetCommand(g),
 	)
 	return c
 }
