@@ -40,6 +40,7 @@ func Write(w io.Writer, r *schemas.Report, o Options) error {
 	}
 	p := &printer{w: bufio.NewWriter(w), o: o}
 	p.head(r)
+	p.gates(r)
 	p.console(r)
 	p.findings(r)
 	p.processes(r)
@@ -229,6 +230,26 @@ func (p *printer) output(prefix, s string) {
 			return
 		}
 		p.printf("  %s%s\n", p.style(prefix+"│ ", dim), Clip(strings.TrimSuffix(l, "\r"), p.o.Width-4-len(prefix)))
+	}
+}
+
+// gates lists what services outside decided while the analysis waited for them.
+func (p *printer) gates(r *schemas.Report) {
+	var list []schemas.TimelineEntry
+	for _, e := range r.Timeline {
+		if e.Event == schemas.EventGateAnswered {
+			list = append(list, e)
+		}
+	}
+	if len(list) == 0 {
+		return
+	}
+	p.title("gates", "")
+	for i, e := range list {
+		if p.more(i, len(list)) {
+			return
+		}
+		p.printf("  %s %s\n", p.style(e.Time.UTC().Format(time.TimeOnly), dim), Clip(e.Detail, p.o.Width-11))
 	}
 }
 

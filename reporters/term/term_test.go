@@ -136,6 +136,7 @@ func hostile() *schemas.Report {
 			Analyzers: []schemas.AnalyzerCoverage{{Name: text, Status: text}},
 		},
 		Analyzers: []schemas.ReportRun{{Analyzer: text, Reused: &schemas.TaskRef{}}},
+		Timeline:  []schemas.TimelineEntry{{Event: schemas.EventGateAnswered, Detail: text}},
 		Analysis:  schemas.ReportAnalysis{ID: "01M7WZ34TR4T32M2AMXEPM8TA2", Ended: &now, Submitted: now},
 	}
 	for i := range 100 {
@@ -225,6 +226,24 @@ func TestTree(t *testing.T) {
 	fits(t, got, 80)
 	if n := strings.Count(got, "name-"); n != schemas.MaxReportList {
 		t.Errorf("%d of %d processes are drawn", n, schemas.MaxReportList)
+	}
+}
+
+// TestGates lists the gates' decisions, and nothing else of the timeline.
+func TestGates(t *testing.T) {
+	at := time.Date(2026, 11, 20, 17, 12, 4, 0, time.UTC)
+	r := &schemas.Report{Timeline: []schemas.TimelineEntry{
+		{Time: at, Event: schemas.EventSubmitted, Detail: "the sample"},
+		{Time: at.Add(time.Second), Event: schemas.EventGateAnswered, Detail: "approve: go (after 120ms)"},
+		{Time: at.Add(time.Minute), Event: schemas.EventGateAnswered, Detail: "quota: timeout, counts as stop (after 5s)"},
+	}}
+	got := render(t, r, term.Options{})
+	if want := "\ngates\n  17:12:05 approve: go (after 120ms)\n  17:13:04 quota: timeout, counts as stop (after 5s)\n\n"; !strings.Contains(got, want) {
+		t.Errorf("%q is not in:\n%s", want, got)
+	}
+	r.Timeline = r.Timeline[:1]
+	if got := render(t, r, term.Options{}); strings.Contains(got, "gates") || strings.Contains(got, "the sample") {
+		t.Errorf("no gate was asked:\n%s", got)
 	}
 }
 
