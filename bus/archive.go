@@ -264,7 +264,7 @@ func (x *index) add(e schemas.Event) error {
 func (x *index) entry(h petrifile.Header, t petrifile.Trailer, file schemas.Digest, size int64) schemas.ArchiveEntry {
 	e := schemas.ArchiveEntry{
 		Tenant: h.Tenant, Analysis: h.Analysis, File: file, Size: size,
-		Events: t.Events, Context: t.Context, Root: t.Root, Artifacts: x.list, More: len(x.more),
+		Events: t.Events, Context: t.Context, Foreign: t.Foreign, Root: t.Root, Artifacts: x.list, More: len(x.more),
 	}
 	if e.Artifacts == nil {
 		e.Artifacts = []schemas.ArchivedArtifact{}

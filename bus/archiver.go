@@ -164,7 +164,7 @@ func (x *Archiver) Archive(ctx context.Context, tenant, analysis string) error {
 // move archives one analysis in which nothing has happened for that long, and
 // reports whether there was anything to move.
 func (x *Archiver) move(ctx context.Context, tenant, analysis string, quiet time.Duration) (bool, error) {
-	last, err := x.b.lastMsg(ctx, AnalysisSubject(tenant, analysis))
+	last, err := x.b.endOf(ctx, AnalysisSubject(tenant, analysis))
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
@@ -257,7 +257,10 @@ func (x *Archiver) tasks(ctx context.Context, tenant, analysis string) error {
 	read, cancel := context.WithCancel(ctx)
 	defer cancel()
 	caughtUp := false
-	err := x.b.follow(read, c.subjects(), 0, func() { caughtUp = true; cancel() }, c.apply)
+	err := x.b.follow(read, c.subjects(), 0, func() { caughtUp = true; cancel() }, func(e Entry) error {
+		c.apply(e)
+		return nil
+	})
 	if !caughtUp {
 		return err
 	}
@@ -297,7 +300,11 @@ func (x *Archiver) write(ctx context.Context, tenant, analysis string, old archi
 			}
 			return list.add(e.Event)
 		}}
-		return r.run(ctx)
+		if err := r.run(ctx); err != nil {
+			return err
+		}
+		w.Log().SetForeign(r.foreign())
+		return nil
 	})
 	if err != nil {
 		return schemas.ArchiveEntry{}, fmt.Errorf("write its file: %w", err)

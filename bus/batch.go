@@ -20,7 +20,8 @@ type batchMsg struct {
 	subject string
 	id      string // of the event
 	body    []byte // the event
-	first   bool   // store only if the subject has no message yet
+	first   bool   // store only if the subject has no event yet
+	foreign uint64 // with first: where the last message of the subject lies, which is foreign; 0: it has none
 }
 
 // newBatchMsg encodes an event for a subject of the log.
@@ -32,9 +33,9 @@ func newBatchMsg(subject string, e schemas.Event, first bool) (batchMsg, error) 
 	return batchMsg{subject: subject, id: e.ID, body: body, first: first}, nil
 }
 
-// publishFirst stores a message whose subject has none yet.
+// publishFirst stores a message whose subject has no event yet.
 func (b *Bus) publishFirst(ctx context.Context, m batchMsg) (uint64, error) {
-	return b.publishBody(ctx, m.subject, m.id, m.body, jetstream.WithExpectLastSequencePerSubject(0))
+	return b.publishBody(ctx, m.subject, m.id, m.body, jetstream.WithExpectLastSequencePerSubject(m.foreign))
 }
 
 // maxBatch is the server's limit of messages in a batch.
@@ -68,7 +69,7 @@ func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, er
 				"Nats-Batch-Sequence": []string{strconv.Itoa(i + 1)},
 			}}
 			if m.first {
-				msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{"0"}
+				msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(m.foreign, 10)}
 			}
 			if i < len(msgs)-1 {
 				if err := b.nc.PublishMsg(msg); err != nil {

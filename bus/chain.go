@@ -17,6 +17,15 @@ type link struct {
 	body        []byte
 	chain       string // the subject of all links, which may hold wildcards
 	last        uint64 // sequence of the one before; 0: there is none
+	// strange reports whether a message of the chain is no link: it is passed by.
+	// nil: all are links.
+	strange func(*jetstream.RawStreamMsg) bool
+}
+
+// strange is for chains that have no copies of earlier links.
+func strange(m *jetstream.RawStreamMsg) bool {
+	_, err := own(m.Subject, m.Data)
+	return err != nil
 }
 
 // chainLog is what a chain needs of the log.
@@ -26,6 +35,9 @@ type chainLog interface {
 	// nextMsg reads the first message of a subject from a sequence on.
 	nextMsg(ctx context.Context, subject string, from uint64) (*jetstream.RawStreamMsg, error)
 }
+
+// errPassed says that something lay in the way of a link that is none.
+var errPassed = errors.New("passed by what is no link")
 
 // appendLink stores a link and returns its sequence. An error that wraps
 // [ErrFenced] says that another one lies behind the one before, or that what
@@ -37,7 +49,7 @@ type chainLog interface {
 // What it has is true, since nothing is shown before most servers have it; what
 // it has not may only be missing there. Then the next try finds out.
 func appendLink(ctx context.Context, log chainLog, l link, gone func(context.Context) (bool, error)) (seq uint64, err error) {
-	err = retry(ctx, func(ctx context.Context) error {
+	try := func(ctx context.Context) error {
 		var err error
 		if seq, err = log.storeLink(ctx, l); !hasCode(err, codeWrongLastSequence) {
 			return err
@@ -45,6 +57,9 @@ func appendLink(ctx context.Context, log chainLog, l link, gone func(context.Con
 		refusal := err
 		m, err := log.nextMsg(ctx, l.chain, l.last+1)
 		switch {
+		case err == nil && l.strange != nil && l.strange(m):
+			l.last = m.Sequence
+			return errPassed
 		case err == nil && m.Header.Get(jetstream.MsgIDHeader) == l.id:
 			seq = m.Sequence
 			return nil
@@ -59,6 +74,13 @@ func appendLink(ctx context.Context, log chainLog, l link, gone func(context.Con
 			return ErrFenced
 		}
 		return passing{fmt.Errorf("refused, although nothing lies behind %d: %w", l.last, refusal)}
+	}
+	err = retry(ctx, func(ctx context.Context) error {
+		for {
+			if err := try(ctx); !errors.Is(err, errPassed) {
+				return err
+			}
+		}
 	})
 	if err != nil {
 		return 0, fmt.Errorf("publish %s: %w", l.id, err)

@@ -64,51 +64,45 @@ func (c *credit) subjects() []string {
 	return subjects
 }
 
-// apply takes one entry, in the log's order.
-func (c *credit) apply(e Entry) error {
+// apply takes one entry, in the log's order. One that does not hold what its type
+// says opens and closes nothing; the report counts it.
+func (c *credit) apply(e Entry) {
 	if name, ok := c.interest.apply(e); ok {
 		c.withdraw(name)
-		return nil
+		return
 	}
 	switch e.Event.Family() {
 	case "artifact":
 		var a schemas.Artifact
-		if err := e.Event.Decode(&a); err != nil {
-			return err
+		if e.Event.Decode(&a) == nil {
+			c.opened(a.Kind, &a.SHA256)
 		}
-		c.opened(a.Kind, &a.SHA256)
 	case "context":
-		return c.context(e.Event)
+		c.context(e.Event)
 	case "receipt":
 		var r schemas.Receipt
-		if err := e.Event.Decode(&r); err != nil {
-			return err
-		}
-		if r.Task.Run == schemas.LiveRun {
+		if e.Event.Decode(&r) == nil && r.Task.Run == schemas.LiveRun {
 			key := creditKey(r.Task)
 			delete(c.open, key)
 			delete(c.withdrawn, key)
 			c.done[key] = true
 		}
 	}
-	return nil
 }
 
-func (c *credit) context(e schemas.Event) error {
+func (c *credit) context(e schemas.Event) {
 	switch e.Name() {
 	case schemas.EventStartAnalysis:
 		c.started = true
 		c.opened("", nil)
 	case schemas.EventWaitAnalysis:
 		var w schemas.WaitAnalysis
-		if err := e.Decode(&w); err != nil {
-			return err
+		if e.Decode(&w) == nil {
+			c.timeout, c.waiting = max(0, w.Timeout.D()), e.Time
 		}
-		c.timeout, c.waiting = max(0, w.Timeout.D()), e.Time
 	case schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled:
 		c.ended = true
 	}
-	return nil
 }
 
 // withdraw takes from the open tasks those that their analyzer will not be

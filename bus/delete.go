@@ -203,7 +203,7 @@ func (b *Bus) countEvents(ctx context.Context, subject string, from uint64) (uin
 // error wraps [ErrFenced].
 func (b *Bus) entomb(ctx context.Context, t schemas.Tombstone) (*DeletedError, error) {
 	subject, before := tombstoneSubject(t.Tenant, t.Analysis), uint64(0)
-	m, err := b.lastMsg(ctx, subject) // of a deletion before the analysis was imported again
+	m, err := b.endOf(ctx, subject) // of a deletion before the analysis was imported again
 	if err == nil {
 		before = m.Sequence
 	} else if !errors.Is(err, ErrNotFound) {
@@ -219,7 +219,7 @@ func (b *Bus) entomb(ctx context.Context, t schemas.Tombstone) (*DeletedError, e
 		return nil, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
 	never := func(context.Context) (bool, error) { return false, nil } // nobody takes a tombstone away
-	seq, err := appendLink(ctx, b, link{subject: subject, id: e.ID, body: body, chain: subject, last: before}, never)
+	seq, err := appendLink(ctx, b, link{subject: subject, id: e.ID, body: body, chain: subject, last: before, strange: strange}, never)
 	if err != nil {
 		return nil, fmt.Errorf("delete %s: %w", t.Analysis, err)
 	}
@@ -260,7 +260,7 @@ func (b *Bus) eraseOnce(ctx context.Context, dead *DeletedError) error {
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
-	if _, err := b.lastMsg(ctx, AnalysisSubject(dead.Tenant, dead.Analysis)); err == nil {
+	if _, err := b.endOf(ctx, AnalysisSubject(dead.Tenant, dead.Analysis)); err == nil {
 		err = retry(ctx, func(ctx context.Context) error {
 			return log.Purge(ctx, jetstream.WithPurgeSubject(AnalysisSubject(dead.Tenant, dead.Analysis)))
 		})
@@ -404,8 +404,12 @@ func (b *Bus) finishDeletion(ctx context.Context, m jetstream.Msg, settle time.D
 		return 0, err
 	}
 	dead, err := readTombstone(md.Sequence.Stream, md.Timestamp, m.Data())
+	if err == nil {
+		_, err = own(m.Subject(), m.Data())
+	}
 	if err != nil {
-		return 0, err
+		pass(m, err)
+		return 0, nil // that it is acknowledged too is of no consequence
 	}
 	now, err := b.tombstone(ctx, dead.Tenant, dead.Analysis)
 	if err != nil || now == nil || now.seq != dead.seq { // it was imported again

@@ -82,10 +82,12 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 	}
 	err = consume(ctx, cons, func(m jetstream.Msg) {
 		defer keep(m)()
-		e, err := schemas.ParseEvent(m.Data())
-		if err == nil {
-			err = fn(ctx, e)
+		e, err := own(m.Subject(), m.Data())
+		if err != nil {
+			pass(m, err)
+			return
 		}
+		err = fn(ctx, e)
 		switch {
 		case err == nil:
 			_ = m.Ack()

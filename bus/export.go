@@ -29,12 +29,14 @@ func (b *Bus) Export(ctx context.Context, tenant, analysis string, w io.Writer, 
 	if err != nil {
 		return petrifile.Trailer{}, err
 	}
-	if err := b.Read(ctx, tenant, analysis, 0, func(e Entry) error {
+	foreign, err := b.ReadCounting(ctx, tenant, analysis, 0, func(e Entry) error {
 		_, err := f.Event(petrifile.Entry{Seq: e.Seq, Subject: e.Subject, Body: e.Body})
 		return err
-	}); err != nil {
+	})
+	if err != nil {
 		return petrifile.Trailer{}, fmt.Errorf("export %s: %w", analysis, err)
 	}
+	f.Log().SetForeign(foreign)
 	if f.Log().Events() == 0 {
 		return petrifile.Trailer{}, fmt.Errorf("analysis %s: %w", analysis, ErrNotFound)
 	}
@@ -151,6 +153,7 @@ func (i *importing) copy(w *petrifile.Writer) error {
 	for {
 		item, err := i.file.Next()
 		if errors.Is(err, io.EOF) {
+			w.Log().SetForeign(i.file.Log().Foreign())
 			return i.judge()
 		}
 		if err != nil {

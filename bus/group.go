@@ -24,7 +24,10 @@ type group struct {
 // groupLog is what a group needs of the log.
 type groupLog interface {
 	lastMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error)
-	// publishFirst stores one message if its subject has none.
+	// foreignAt is where the last message of a subject lies that has only foreign
+	// ones, or 0.
+	foreignAt(ctx context.Context, subject string) (seq uint64, err error)
+	// publishFirst stores one message if its subject has no event.
 	publishFirst(ctx context.Context, m batchMsg) (seq uint64, err error)
 	publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, err error)
 }
@@ -113,16 +116,42 @@ func (g *group) write(ctx context.Context, tasks []*groupTask) {
 		case len(rest) == 0:
 		case len(rest) < len(tasks):
 			g.write(ctx, rest)
-		case len(tasks) == 1:
-			finishAll(tasks, groupResult{err: errConflict})
-		default:
+		case len(tasks) > 1:
 			g.halves(ctx, tasks)
+		default:
+			passed, err := g.pass(ctx, tasks[0])
+			switch {
+			case err != nil:
+				finishAll(tasks, groupResult{err: err})
+			case passed:
+				g.write(ctx, tasks)
+			default:
+				finishAll(tasks, groupResult{err: errConflict})
+			}
 		}
 	case len(tasks) > 1 && blames(err):
 		g.halves(ctx, tasks)
 	default:
 		finishAll(tasks, groupResult{err: err})
 	}
+}
+
+// pass puts the messages of a task behind foreign ones that hold their places,
+// and reports whether there were any that it had not seen.
+func (g *group) pass(ctx context.Context, w *groupTask) (passed bool, err error) {
+	for i := range w.msgs {
+		m := &w.msgs[i]
+		if !m.first {
+			continue
+		}
+		seq, err := g.b.foreignAt(ctx, m.subject)
+		if err != nil {
+			return false, err
+		}
+		passed = passed || seq > m.foreign
+		m.foreign = seq
+	}
+	return passed, nil
 }
 
 func finishAll(tasks []*groupTask, r groupResult) {

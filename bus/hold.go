@@ -204,10 +204,7 @@ func (b *Bus) announced(ctx context.Context, tenant, analysis string) ([]schemas
 	var out []schemas.Artifact
 	r := &reading{b: b, tenant: tenant, analysis: analysis, family: "artifact", fn: func(e Entry) error {
 		var a schemas.Artifact
-		if err := e.Event.Decode(&a); err != nil {
-			return err
-		}
-		if a.Occurrence == 0 && len(out) < maxAnnounced {
+		if e.Event.Decode(&a) == nil && a.Occurrence == 0 && len(out) < maxAnnounced {
 			out = append(out, a)
 		}
 		return nil

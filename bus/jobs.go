@@ -251,6 +251,11 @@ func (b *Bus) bury(stream, consumer string, m jetstream.Msg, why error) {
 	_ = m.TermWithReason(oneLine(buried + why.Error()))
 }
 
+// pass ends the delivery of a message of the log, or of the queue of runs, that
+// is not what its subject says. The server's advisory of it is the dead letter:
+// not everybody who is given such messages may write one.
+func pass(m jetstream.Msg, why error) { _ = m.TermWithReason(oneLine(why.Error())) }
+
 // oneLine makes an error fit for a header.
 func oneLine(s string) string {
 	s = strings.Map(func(r rune) rune {

@@ -16,11 +16,14 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// A Gap is what a live feed has missed: it was slow, or had no connection.
+// A Gap is what a live feed has missed, because it was slow or had no connection,
+// or has left out.
 type Gap struct {
 	// Events of the log did not come. They were read from the log instead, and
 	// are given next: nothing is lost.
 	Events uint64
+	// Foreign messages were in the log, and are no events: they were left out.
+	Foreign uint64
 	// Behavior events of the analysis did not come, and cannot be had any more.
 	// The trace has what they showed.
 	Behavior uint64
@@ -68,7 +71,7 @@ func (b *Bus) Live(ctx context.Context, tenant string, feed Feed) error {
 		return fmt.Errorf("listen to %s: %w", livePrefix+l.subject, err)
 	}
 	// Now is here: from the log's end on everything comes, or is missed.
-	last, err := b.lastMsg(ctx, l.subject)
+	last, err := b.endOf(ctx, l.subject)
 	if err == nil {
 		l.last = last.Sequence
 	} else if !errors.Is(err, ErrNotFound) {
@@ -105,16 +108,17 @@ type liveFeed struct {
 }
 
 func (l *liveFeed) take(ctx context.Context, m *nats.Msg) error {
-	e, err := schemas.ParseEvent(m.Data)
-	if err != nil {
-		return nil // no event of ours: anybody may publish to a live subject
-	}
 	text := m.Header.Get(jetstream.SequenceHeader)
 	if text == "" {
-		if e.Family() != "behavior" {
-			return nil
+		e, err := schemas.ParseEvent(m.Data)
+		if err != nil || e.Family() != "behavior" {
+			return nil // no event of ours: anybody may publish to a live subject
 		}
 		return l.behavior.give(e, l.feed)
+	}
+	e, err := own(strings.TrimPrefix(m.Subject, livePrefix), m.Data)
+	if err != nil {
+		return nil // if it is in the log, it shows there before what comes next
 	}
 	seq, err := strconv.ParseUint(text, 10, 64)
 	if err != nil || seq <= l.last {
@@ -159,19 +163,25 @@ func (l *liveFeed) fill(ctx context.Context, to uint64) error {
 // they are.
 func (l *liveFeed) catchUp(ctx context.Context, to uint64) error {
 	err := l.b.batches(ctx, []string{l.subject}, l.last+1, func(batch []Entry, pending uint64) error {
-		missed := uint64(0)
+		var missed Gap
 		for _, e := range batch {
-			if e.Seq < to {
-				missed++
+			switch {
+			case e.foreign:
+				missed.Foreign++
+			case e.Seq < to:
+				missed.Events++
 			}
 		}
-		if missed > 0 {
-			if err := l.feed.gap(Gap{Events: missed}); err != nil {
+		if missed != (Gap{}) {
+			if err := l.feed.gap(missed); err != nil {
 				return err
 			}
 		}
 		for _, e := range batch {
 			l.last = e.Seq
+			if e.foreign {
+				continue
+			}
 			if err := l.give(e.Event); err != nil {
 				return err
 			}
@@ -194,7 +204,7 @@ func (l *liveFeed) tail(ctx context.Context) error {
 	if l.b.Away() > 0 {
 		return nil
 	}
-	last, err := l.b.lastMsg(ctx, l.subject)
+	last, err := l.b.endOf(ctx, l.subject)
 	if err != nil || last.Sequence <= l.last {
 		return ctx.Err()
 	}
@@ -255,25 +265,34 @@ func (b *Bus) Watch(ctx context.Context, tenant, analysis string, feed Feed) err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	logged := make(chan schemas.Event)
+	strange := make(chan Gap)
 	end := make(chan error, 1)
-	go func() {
-		end <- b.Follow(ctx, tenant, analysis, 0, nil, func(e Entry) error {
-			select {
-			case logged <- e.Event:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			if e.Event.Family() == "context" && schemas.Ending(e.Event.Name()) {
-				return ErrStop
-			}
-			return nil
-		})
-	}()
+	r := &reading{b: b, tenant: tenant, analysis: analysis, follow: true, fn: func(e Entry) error {
+		select {
+		case logged <- e.Event:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if e.Event.Family() == "context" && schemas.Ending(e.Event.Name()) {
+			return ErrStop
+		}
+		return nil
+	}, stranger: func() {
+		select {
+		case strange <- Gap{Foreign: 1}:
+		case <-ctx.Done():
+		}
+	}}
+	go func() { end <- r.run(ctx) }()
 	count := behaviorCount{}
 	for {
 		select {
 		case e := <-logged:
 			if err := feed.Event(e); err != nil {
+				return err
+			}
+		case g := <-strange:
+			if err := feed.gap(g); err != nil {
 				return err
 			}
 		case m := <-live:

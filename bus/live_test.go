@@ -119,7 +119,8 @@ func TestLiveSlow(t *testing.T) {
 	const n = 6000 // more than may wait
 	js := b.JetStream()
 	for i := range n {
-		e, err := schemas.NewEvent("default", a.id, fmt.Sprintf("%s/x/%d", a.id, i), time.Now(), schemas.OriginHost, schemas.Custom{Name: "many"})
+		seg := schemas.Segment{Source: schemas.SourceStdout, N: i}
+		e, err := schemas.NewEvent("default", a.id, seg.ID(a.id), time.Now(), schemas.OriginHost, seg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,6 +144,30 @@ func TestLiveSlow(t *testing.T) {
 	c.whole(t, a)
 	if n := c.missed(); n < 1000 {
 		t.Errorf("%d events were missed; the reader was not slow", n)
+	}
+}
+
+// TestLiveStrange has messages between events that are none.
+func TestLiveStrange(t *testing.T) {
+	b := start(t)
+	a := newAnalysis(t, b)
+	c := listen(t, b, "default")
+	c.begin(a)
+	close(c.goOn)
+	for _, body := range []string{"", "{}"} {
+		if _, err := b.JetStream().Publish(t.Context(), "petri.default."+a.id+".artifact.x", []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.event(schemas.Custom{Name: "last"})
+	c.wait(t)
+	c.whole(t, a)
+	var strange uint64
+	for _, g := range c.gaps {
+		strange += g.Foreign
+	}
+	if strange != 2 {
+		t.Errorf("the gaps are %+v", c.gaps)
 	}
 }
 

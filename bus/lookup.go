@@ -79,13 +79,7 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 	return out, nil
 }
 
-// lastMsg reads the last message of a subject of the log, which may hold
-// wildcards.
-func (b *Bus) lastMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
-	return b.lookupIn(ctx, streamLog, lookup{Last: subject})
-}
-
-// anyMsg is lastMsg for whoever needs to know that there is such a message, and
+// anyMsg is lastMsg for whoever needs to know that there is such an event, and
 // not that it is the last: any replica may answer, and only if that has none
 // the leader is asked. That costs a fraction, and the load is shared.
 func (b *Bus) anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
@@ -98,8 +92,9 @@ func (b *Bus) anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamM
 	m, err := b.request(try, jetstream.DefaultAPIPrefix+"DIRECT.GET."+streamLog, req)
 	if err == nil && m.Header.Get("Status") == "" && m.Header.Get(jetstream.SubjectHeader) != "" {
 		seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
-		if err == nil {
-			return &jetstream.RawStreamMsg{Subject: m.Header.Get(jetstream.SubjectHeader), Sequence: seq, Data: m.Data}, nil
+		at := m.Header.Get(jetstream.SubjectHeader)
+		if _, foreign := own(at, m.Data); err == nil && foreign == nil {
+			return &jetstream.RawStreamMsg{Subject: at, Sequence: seq, Data: m.Data}, nil
 		}
 	}
 	return b.lastMsg(ctx, subject)

@@ -59,7 +59,7 @@ func TestModel(t *testing.T) {
 	}
 	t.Logf("%d walks, %+v", walks, total)
 	// A model in which nothing happens shows nothing.
-	for _, n := range []int{total.Crashes, total.Tasks, total.Receipts, total.Rejected, total.Poison, total.Refused, total.Withdrawn, total.Deadline, total.Whole} {
+	for _, n := range []int{total.Crashes, total.Tasks, total.Receipts, total.Rejected, total.Poison, total.Refused, total.Withdrawn, total.Deadline, total.Whole, total.Astray} {
 		if n == 0 && !testing.Short() {
 			t.Errorf("something has never happened: %+v", total)
 		}
@@ -68,7 +68,7 @@ func TestModel(t *testing.T) {
 
 // modelCounts says what has happened in walks.
 type modelCounts struct {
-	Steps, Crashes, Tasks, Receipts, Rejected, Refused, Poison, Withdrawn, Deadline, Whole int
+	Steps, Crashes, Tasks, Receipts, Rejected, Refused, Poison, Withdrawn, Deadline, Whole, Astray int
 }
 
 func (c *modelCounts) add(o modelCounts) {
@@ -82,6 +82,7 @@ func (c *modelCounts) add(o modelCounts) {
 	c.Withdrawn += o.Withdrawn
 	c.Deadline += o.Deadline
 	c.Whole += o.Whole
+	c.Astray += o.Astray
 }
 
 // modelLog is a totally ordered log with the server's guards.
@@ -101,6 +102,20 @@ func (l *modelLog) put(m batchMsg) uint64 {
 	return seq
 }
 
+// stray puts a message under a subject that is no event.
+func (l *modelLog) stray(subject string) {
+	seq := uint64(len(l.entries) + 1)
+	l.entries = append(l.entries, newEntry(seq, subject, []byte(`{"type":"io.nats.jetstream.api.v1.stream_msg_get_response"}`)))
+	l.last[subject] = seq
+}
+
+func (l *modelLog) foreignAt(ctx context.Context, subject string) (uint64, error) {
+	if _, err := l.lastMsg(ctx, subject); err == nil {
+		return 0, nil
+	}
+	return l.last[subject], nil
+}
+
 var errModelTaken = &jetstream.APIError{Code: 400, ErrorCode: codeWrongLastSequence}
 
 func (l *modelLog) publishFirst(ctx context.Context, m batchMsg) (uint64, error) {
@@ -111,7 +126,7 @@ func (l *modelLog) publishFirst(ctx context.Context, m batchMsg) (uint64, error)
 func (l *modelLog) publishBatch(_ context.Context, msgs []batchMsg) (seq uint64, err error) {
 	in := map[string]bool{}
 	for _, m := range msgs {
-		if m.first && (l.last[m.subject] > 0 || in[m.subject]) {
+		if m.first && (l.last[m.subject] != m.foreign || in[m.subject]) {
 			return 0, errModelTaken
 		}
 		in[m.subject] = true
@@ -123,14 +138,11 @@ func (l *modelLog) publishBatch(_ context.Context, msgs []batchMsg) (seq uint64,
 }
 
 func (l *modelLog) lastMsg(_ context.Context, subject string) (*jetstream.RawStreamMsg, error) {
-	if !strings.ContainsAny(subject, "*>") {
-		if seq := l.last[subject]; seq > 0 {
-			return l.raw(seq), nil
-		}
+	if !strings.ContainsAny(subject, "*>") && l.last[subject] == 0 {
 		return nil, ErrNotFound
 	}
 	for i := len(l.entries) - 1; i >= 0; i-- {
-		if subjectMatches(subject, l.entries[i].Subject) {
+		if !l.entries[i].foreign && subjectMatches(subject, l.entries[i].Subject) {
 			return l.raw(l.entries[i].Seq), nil
 		}
 	}
@@ -302,16 +314,12 @@ func (m *model) step(f func()) error {
 	return nil
 }
 
-func (m *model) registered(_ context.Context, r schemas.Registration) (uint64, bool, error) {
-	reg, gone := m.last[registry+r.Name], m.last[unregistry+r.Name]
+func (m *model) registered(_ context.Context, analyzer string) (was schemas.Registration, seq uint64, err error) {
+	reg, gone := m.last[registry+analyzer], m.last[unregistry+analyzer]
 	if reg == 0 || gone > reg {
-		return 0, false, nil
+		return was, 0, nil
 	}
-	var have schemas.Registration
-	if err := m.entries[reg-1].Event.Decode(&have); err != nil {
-		return 0, false, err
-	}
-	return reg, have.Version == r.Version, nil // a version's kinds are always the same here
+	return was, reg, m.entries[reg-1].Event.Decode(&was)
 }
 
 func (m *model) announce(_ context.Context, r schemas.Registration) (seq uint64, err error) {
@@ -350,7 +358,12 @@ func (m *model) dropConsumer(_ context.Context, name string) error {
 
 func (m *model) event(subject, tenant, analysis string, data schemas.Typed) uint64 {
 	m.events++
-	e, err := schemas.NewEvent(tenant, analysis, "e/"+strconv.Itoa(m.events), m.at, schemas.OriginHost, data)
+	name, rest, _ := strings.Cut(strings.TrimPrefix(subject, logPrefix+tenant+"."), ".")
+	id := name + "/" + strings.ReplaceAll(rest, ".", "/")
+	if _, ok := data.(schemas.Artifact); !ok {
+		id = name + "/context/" + strconv.Itoa(m.events)
+	}
+	e, err := schemas.NewEvent(tenant, analysis, id, m.at, schemas.OriginHost, data)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -429,13 +442,29 @@ func (m *model) act() {
 		m.expire(a)
 	case n < 84:
 		m.examine()
-	case n < 97:
+	case n < 96:
 		m.commit()
+	case n < 98:
+		m.astray()
 	default:
 		if m.rng.IntN(40) == 0 {
 			a.dead, a.hands = true, nil
 		}
 	}
+}
+
+// astray has the server store an answer where somebody is about to write.
+func (m *model) astray() {
+	m.count.Astray++
+	if len(m.commits) > 0 {
+		c := m.commits[m.rng.IntN(len(m.commits))]
+		if msg := c.msgs[m.rng.IntN(len(c.msgs))]; m.last[msg.subject] == 0 {
+			m.stray(msg.subject)
+			return
+		}
+	}
+	art := schemas.Artifact{Kind: modelKinds[m.rng.IntN(len(modelKinds))], SHA256: modelBytes(m.rng.IntN(4)), Occurrence: m.rng.IntN(3)}
+	m.stray(artifactSubject(m.tenant, m.analysis, &art))
 }
 
 // sandbox announces, begins the analysis, and at last the wait.
@@ -496,7 +525,11 @@ func (m *model) take(a *modelAnalyzer) (delivered bool) {
 	}
 	ref, _, err := taskOf(a.name, e.Subject, e.Body)
 	if err != nil {
-		m.t.Fatal(err)
+		if !e.foreign {
+			m.t.Fatal(err)
+		}
+		c.ack(e.Seq)
+		return true
 	}
 	if _, err := m.lastMsg(context.Background(), receiptSubject(ref)); err == nil {
 		c.ack(e.Seq)
@@ -511,6 +544,9 @@ func (m *model) take(a *modelAnalyzer) (delivered bool) {
 func (m *model) giveUp(analyzer string, seq uint64) {
 	e := m.entries[seq-1]
 	f, err := lostTask(analyzer, e.Subject, e.Body)
+	if e.foreign {
+		return
+	}
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -528,8 +564,8 @@ func (m *model) work(a *modelAnalyzer) {
 	if k.held { // it may not begin before the log says so
 		c := newCredit(m.tenant, m.analysis, nil)
 		for _, e := range m.entries {
-			if err := c.apply(e); err != nil {
-				m.t.Fatal(err)
+			if !e.foreign {
+				c.apply(e)
 			}
 		}
 		if !c.begins(nil) {
@@ -770,8 +806,8 @@ func (m *model) withdrawnBy(t schemas.TaskRef) bool {
 func (m *model) check() {
 	closed := false
 	for ; m.read < len(m.entries); m.read++ {
-		if err := m.waiter.apply(m.entries[m.read]); err != nil {
-			m.t.Fatal(err)
+		if e := m.entries[m.read]; !e.foreign {
+			m.waiter.apply(e)
 		}
 		// A reader may stand between any two entries of a commit.
 		closed = closed || m.waiter.complete(nil) && len(m.waiter.missing(nil)) == 0

@@ -62,7 +62,7 @@ type ContextWriter struct {
 	b                *Bus
 	tenant, analysis string
 	nonce            string
-	last             uint64 // sequence of the last context event in the log
+	last             uint64 // sequence of the last message under its subjects in the log
 	n                int    // how many there are
 	archive          uint64 // revision of the archive's entry when the writer was opened
 }
@@ -93,21 +93,19 @@ func (b *Bus) openContext(ctx context.Context, tenant, analysis string) (*Contex
 		w := &ContextWriter{b: b, tenant: tenant, analysis: analysis, nonce: nuid.Next()}
 		var entries []Entry
 		r := &reading{b: b, tenant: tenant, analysis: analysis, family: "context", fn: func(e Entry) error {
-			if !e.Archived {
-				w.last = e.Seq
-			}
 			w.n++
 			entries = append(entries, e)
 			return nil
 		}}
 		err := r.run(ctx)
 		w.archive = r.archive.revision
+		w.last = r.last // foreign messages count here: the server does not tell them apart
 		if err != nil || w.last > 0 || r.archive.revision == 0 {
 			return w, entries, err
 		}
 		// What the archive has the log may still have too: the next event
 		// must come behind it.
-		m, err := b.lastMsg(ctx, contextSubject(tenant, analysis, ">"))
+		m, err := b.endOf(ctx, contextSubject(tenant, analysis, ">"))
 		switch {
 		case errors.Is(err, ErrNotFound):
 			return w, entries, nil
@@ -138,7 +136,7 @@ func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
 	}
 	seq, err := appendLink(ctx, w.b, link{
 		subject: contextSubject(w.tenant, w.analysis, e.Name()), id: e.ID + "/" + w.nonce, body: body,
-		chain: contextSubject(w.tenant, w.analysis, ">"), last: w.last,
+		chain: contextSubject(w.tenant, w.analysis, ">"), last: w.last, strange: w.strange,
 	}, w.gone)
 	if err != nil {
 		return err
@@ -146,6 +144,14 @@ func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
 	w.last = seq
 	w.n++
 	return nil
+}
+
+// strange reports whether a message behind the writer's last event is foreign, or
+// the copy of an earlier event: its number was given before.
+func (w *ContextWriter) strange(m *jetstream.RawStreamMsg) bool {
+	e := newEntry(m.Sequence, m.Subject, m.Data)
+	next := uint64(w.n)
+	return e.foreign || again(e.Event.ID, &next)
 }
 
 // gone reports whether the writer's last event was taken out of the log: the
@@ -170,7 +176,7 @@ func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.A
 			return fmt.Errorf("encode event %s: %w", e.ID, err)
 		}
 		subject, all := artifactSubject(e.Tenant, e.Analysis, &art), artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)
-		_, err = appendLink(ctx, b, link{subject: subject, id: e.ID + "/" + schemas.Sum(body).Token(), body: body, chain: subject}, func(ctx context.Context) (bool, error) {
+		_, err = appendLink(ctx, b, link{subject: subject, id: e.ID + "/" + schemas.Sum(body).Token(), body: body, chain: subject, strange: strange}, func(ctx context.Context) (bool, error) {
 			n, err := b.archivedOccurrences(ctx, all)
 			return n > art.Occurrence, err
 		})

@@ -11,8 +11,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/petri-sandbox/petri/schemas"
 )
 
 // A reading gives the events of one analysis: those that the archive has, and
@@ -31,8 +29,36 @@ type reading struct {
 	fn               func(Entry) error
 
 	passed  uint64 // events that were given or left out
-	last    uint64 // sequence in the log of the last of them
+	last    uint64 // sequence in the log of the last message that was read
 	archive archived
+
+	repeats  *repeats // of the events that were passed
+	strange  []uint64 // sequences of foreign messages of the log
+	stranger func()   // told of each of them; may be nil
+}
+
+// foreign is how many foreign messages there were, in the log and before the
+// archiver moved what it had.
+func (r *reading) foreign() uint64 {
+	n := r.archive.Foreign
+	for _, seq := range r.strange {
+		if seq > r.archive.Last {
+			n++
+		}
+	}
+	return n
+}
+
+// skip notes a message that is foreign, or repeats an event.
+func (r *reading) skip(e Entry) bool {
+	if !e.foreign && !r.repeats.again(e) {
+		return false
+	}
+	r.strange = append(r.strange, e.Seq)
+	if r.stranger != nil {
+		r.stranger()
+	}
+	return true
 }
 
 // errMoved says that the archiver came between.
@@ -50,6 +76,9 @@ func (r *reading) subject() string {
 }
 
 func (r *reading) run(ctx context.Context) error {
+	if r.repeats == nil {
+		r.repeats = newRepeats()
+	}
 	for {
 		var err error
 		if r.archive, err = r.b.archived(ctx, r.tenant, r.analysis); err != nil {
@@ -109,6 +138,7 @@ func (r *reading) readArchive(ctx context.Context) error {
 		if n++; n <= r.passed {
 			return nil
 		}
+		r.repeats.again(e)
 		return r.give(e)
 	})
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
@@ -146,7 +176,7 @@ func (r *reading) readLog(ctx context.Context) error {
 		}
 	}
 	if !r.follow {
-		last, err := r.b.lastMsg(ctx, r.subject())
+		last, err := r.b.endOf(ctx, r.subject())
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return fmt.Errorf("read the log: %w", err)
 		}
@@ -174,8 +204,10 @@ func (r *reading) readLog(ctx context.Context) error {
 				return ErrStop
 			}
 			r.last = e.Seq
-			if err := r.give(e); err != nil {
-				return err
+			if !r.skip(e) {
+				if err := r.give(e); err != nil {
+					return err
+				}
 			}
 			if !r.follow && e.Seq == end {
 				return ErrStop
@@ -192,7 +224,7 @@ func (r *reading) readLog(ctx context.Context) error {
 // there reports an error if the log does not have any more what it had when the
 // reading began: the analysis was deleted.
 func (r *reading) there(ctx context.Context, end uint64) error {
-	last, err := r.b.lastMsg(ctx, r.subject())
+	last, err := r.b.endOf(ctx, r.subject())
 	if err == nil && last.Sequence >= end {
 		return nil
 	}
@@ -209,8 +241,8 @@ func (r *reading) there(ctx context.Context, end uint64) error {
 // while: that may be the server's trouble.
 const nobodyKnows = math.MaxUint64
 
-// batches gives fn what an ordered consumer of the log delivers, as much at a
-// time as there is, with the number of messages that wait behind it. If there is
+// batches gives fn what an ordered consumer of the log delivers, foreign messages
+// too, as much at a time as there is, with the number of messages that wait behind it. If there is
 // nothing at first fn is given an empty batch, and again whenever nothing has
 // come for a while, with [nobodyKnows]. It ends when fn returns an error, or ctx
 // is done.
@@ -309,12 +341,8 @@ func (b *Bus) steps(ctx context.Context, subject string, from uint64, fn func(ba
 		if err != nil {
 			return fmt.Errorf("read the log: %w", err)
 		}
-		e, err := schemas.ParseEvent(m.Data)
-		if err != nil {
-			return fmt.Errorf("read the log at %d: %w", m.Sequence, err)
-		}
 		next = m.Sequence + 1
-		if err := fn([]Entry{{Seq: m.Sequence, Subject: m.Subject, Event: e, Body: m.Data}}, nobodyKnows); err != nil {
+		if err := fn([]Entry{newEntry(m.Sequence, m.Subject, m.Data)}, nobodyKnows); err != nil {
 			return err
 		}
 	}
@@ -326,9 +354,10 @@ func entry(m jetstream.Msg) (e Entry, pending uint64, err error) {
 	if err != nil {
 		return Entry{}, 0, err
 	}
-	ev, err := schemas.ParseEvent(m.Data())
-	if err != nil {
-		return Entry{}, 0, fmt.Errorf("read the log at %d: %w", md.Sequence.Stream, err)
-	}
-	return Entry{Seq: md.Sequence.Stream, Subject: m.Subject(), Event: ev, Body: m.Data()}, md.NumPending, nil
+	return newEntry(md.Sequence.Stream, m.Subject(), m.Data()), md.NumPending, nil
+}
+
+func newEntry(seq uint64, subject string, body []byte) Entry {
+	e, err := own(subject, body)
+	return Entry{Seq: seq, Subject: subject, Event: e, Body: body, foreign: err != nil}
 }

@@ -45,7 +45,7 @@ func (b *Bus) Unregister(ctx context.Context, analyzer string) error {
 // askRegistrar sends a request until it is answered or ctx is done.
 func (b *Bus) askRegistrar(ctx context.Context, subject, name string, data schemas.Typed) error {
 	now := time.Now()
-	e, err := schemas.NewEvent("_registry", "", name+"/"+schemas.NewID(now), now, schemas.OriginHost, data)
+	e, err := schemas.NewEvent(registryTenant, "", name+"/"+schemas.NewID(now), now, schemas.OriginHost, data)
 	if err != nil {
 		return err
 	}
@@ -82,9 +82,9 @@ func (b *Bus) askRegistrar(ctx context.Context, subject, name string, data schem
 
 // registering is what a registration needs of the log's server.
 type registering interface {
-	// registered returns where the analyzer's last registration lies, 0 if it
-	// has none that counts, and whether it says the same.
-	registered(ctx context.Context, r schemas.Registration) (seq uint64, same bool, err error)
+	// registered returns the analyzer's last registration and where it lies, 0 if
+	// it has none that counts.
+	registered(ctx context.Context, analyzer string) (was schemas.Registration, seq uint64, err error)
 	// announce puts a registration into the log.
 	announce(ctx context.Context, r schemas.Registration) (seq uint64, err error)
 	// consumer returns the configuration of a consumer, nil if there is none.
@@ -102,10 +102,11 @@ type registering interface {
 // announced right behind would else be behind a consumer that had passed it by.
 // What it is then given too early nobody waits for.
 func register(ctx context.Context, on registering, r schemas.Registration) error {
-	seq, same, err := on.registered(ctx, r)
+	was, seq, err := on.registered(ctx, r.Name)
 	if err != nil {
 		return err
 	}
+	same := seq > 0 && sameRegistration(was, r)
 	cfg := liveConsumer(r, seq)
 	have, err := on.consumer(ctx, cfg.Durable)
 	if err != nil {
@@ -113,7 +114,8 @@ func register(ctx context.Context, on registering, r schemas.Registration) error
 	}
 	if !same {
 		if have == nil && seq > 0 {
-			have = &cfg // of the registration that there is: it was cut off
+			cut := liveConsumer(was, seq) // of the registration that there is: it was cut off
+			have = &cut
 		}
 		if have != nil {
 			wide := *have
@@ -157,7 +159,7 @@ type onServer struct{ *Bus }
 
 func (b onServer) announce(ctx context.Context, r schemas.Registration) (uint64, error) {
 	now := time.Now()
-	e, err := schemas.NewEvent("_registry", "", r.Name+"/"+schemas.NewID(now), now, schemas.OriginHost, r)
+	e, err := schemas.NewEvent(registryTenant, "", r.Name+"/"+schemas.NewID(now), now, schemas.OriginHost, r)
 	if err != nil {
 		return 0, err
 	}
@@ -198,7 +200,7 @@ func unregister(ctx context.Context, on registering, analyzer string) error {
 
 func (b onServer) retract(ctx context.Context, analyzer string) error {
 	now := time.Now()
-	e, err := schemas.NewEvent("_registry", "", analyzer+"/"+schemas.NewID(now), now, schemas.OriginHost, schemas.Unregistration{Name: analyzer})
+	e, err := schemas.NewEvent(registryTenant, "", analyzer+"/"+schemas.NewID(now), now, schemas.OriginHost, schemas.Unregistration{Name: analyzer})
 	if err != nil {
 		return err
 	}
@@ -214,34 +216,37 @@ func (b onServer) dropConsumer(ctx context.Context, name string) error {
 	return err
 }
 
-// registered returns where an analyzer's last registration lies, and whether
-// it says the same.
-func (b *Bus) registered(ctx context.Context, r schemas.Registration) (seq uint64, same bool, err error) {
-	m, err := b.lastMsg(ctx, registry+r.Name)
+// registered returns an analyzer's last registration and where it lies. What
+// cannot be read is written anew.
+func (b *Bus) registered(ctx context.Context, analyzer string) (was schemas.Registration, seq uint64, err error) {
+	m, err := b.lastMsg(ctx, registry+analyzer)
 	if errors.Is(err, ErrNotFound) {
-		return 0, false, nil
+		return was, 0, nil
 	}
 	if err != nil {
-		return 0, false, err
+		return was, 0, err
 	}
-	gone, err := b.lastMsg(ctx, unregistry+r.Name)
+	gone, err := b.lastMsg(ctx, unregistry+analyzer)
 	if err == nil && gone.Sequence > m.Sequence {
-		return 0, false, nil
+		return was, 0, nil
 	}
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return 0, false, err
+		return was, 0, err
 	}
-	var have schemas.Registration
 	e, err := schemas.ParseEvent(m.Data)
 	if err == nil {
-		err = e.Decode(&have)
+		err = e.Decode(&was)
 	}
 	if err != nil {
-		return 0, false, nil // what cannot be read is written anew
+		return schemas.Registration{}, 0, nil
 	}
-	was, _ := json.Marshal(have)
-	is, _ := json.Marshal(r)
-	return m.Sequence, string(was) == string(is), nil
+	return was, m.Sequence, nil
+}
+
+func sameRegistration(a, b schemas.Registration) bool {
+	x, _ := json.Marshal(a)
+	y, _ := json.Marshal(b)
+	return string(x) == string(y)
 }
 
 func liveConsumerName(analyzer string) string { return "az-" + analyzer + "-" + schemas.LiveRun }

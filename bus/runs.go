@@ -421,7 +421,7 @@ func (b *Bus) runTask(ctx context.Context, analyzer string, m jetstream.Msg) *Ta
 		err = fmt.Errorf("a task of %.40q under %s", r.Task.Analyzer, m.Subject())
 	}
 	if err != nil {
-		b.bury(streamRuns, runConsumerName(analyzer), m, err)
+		pass(m, err)
 		return nil
 	}
 	t := &Task{Ref: r.Task, Artifact: r.Artifact, Force: r.Force, msg: m, Attempt: int(deliveries(m))}

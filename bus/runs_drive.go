@@ -65,7 +65,7 @@ func (b *Bus) driveRun(ctx context.Context, log *slog.Logger, m jetstream.Msg) {
 	}
 	if err != nil {
 		log.Warn("run refused", "subject", m.Subject(), "error", err)
-		b.bury(streamRuns, "runs", m, err)
+		pass(m, err)
 		return
 	}
 	log = log.With("run", r.Run)

@@ -264,8 +264,10 @@ func (b *Bus) readAll(ctx context.Context, subjects []string, from, until uint64
 			if until > 0 && e.Seq > until {
 				return ErrStop
 			}
-			if err := fn(e); err != nil {
-				return err
+			if !e.foreign {
+				if err := fn(e); err != nil {
+					return err
+				}
 			}
 			if from = e.Seq + 1; e.Seq >= end {
 				return ErrStop

@@ -22,12 +22,13 @@ type Signer struct {
 	key              ed25519.PrivateKey
 	tenant, analysis string
 	tree             petrifile.Tree
-	last             uint64 // sequence in the log of the last event in the tree
+	last             uint64 // sequence in the log up to which it was read
+	repeats          *repeats
 }
 
 // NewSigner returns the signer of an analysis.
 func (b *Bus) NewSigner(key ed25519.PrivateKey, tenant, analysis string) *Signer {
-	return &Signer{b: b, key: key, tenant: tenant, analysis: analysis}
+	return &Signer{b: b, key: key, tenant: tenant, analysis: analysis, repeats: newRepeats()}
 }
 
 // Sign signs everything that the log has of the analysis by now. at is the name
@@ -36,14 +37,13 @@ func (s *Signer) Sign(ctx context.Context, at string) error {
 	if err := checkTokens(s.tenant, s.analysis); err != nil {
 		return err
 	}
-	r := &reading{b: s.b, tenant: s.tenant, analysis: s.analysis, passed: s.tree.Size(), last: s.last, fn: func(e Entry) error {
+	r := &reading{b: s.b, tenant: s.tenant, analysis: s.analysis, passed: s.tree.Size(), last: s.last, repeats: s.repeats, fn: func(e Entry) error {
 		s.tree.Append(petrifile.LeafHash(e.Body))
-		if !e.Archived {
-			s.last = e.Seq
-		}
 		return nil
 	}}
-	if err := r.run(ctx); err != nil {
+	err := r.run(ctx)
+	s.last = r.last
+	if err != nil {
 		return fmt.Errorf("sign %s: %w", s.analysis, err)
 	}
 	c := petrifile.Sign(s.key, s.tenant, s.analysis, at, s.tree.Size(), s.tree.Root())

@@ -68,9 +68,9 @@ func (b *Bus) project(ctx context.Context, kv jetstream.KeyValue, m jetstream.Ms
 	if !ok {
 		return nil
 	}
-	e, err := schemas.ParseEvent(m.Data())
+	e, err := own(m.Subject(), m.Data())
 	if err != nil {
-		return nil // not ours to judge; readers of the log will say so
+		return nil // the analysis' report counts it
 	}
 	key := tenant + "." + analysis
 	s := Summary{Tenant: tenant, Analysis: analysis}

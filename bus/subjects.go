@@ -20,6 +20,9 @@ const (
 	tombstones = "petri._tombstone."
 )
 
+// registryTenant is in the place of a tenant in the registry's events.
+const registryTenant = "_registry"
+
 // AnalysisSubject matches everything in the log about one analysis.
 func AnalysisSubject(tenant, analysis string) string {
 	return logPrefix + tenant + "." + analysis + ".>"

@@ -121,7 +121,7 @@ func fetchTasks(read func(jetstream.Msg) *Task) func(jetstream.MessageBatch, err
 func taskOf(analyzer, subject string, data []byte) (schemas.TaskRef, *schemas.Artifact, error) {
 	tenant, analysis, family, _, ok := analysisOf(subject)
 	t := schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, Analyzer: analyzer}
-	e, err := schemas.ParseEvent(data)
+	e, err := own(subject, data)
 	if err == nil && !ok {
 		err = fmt.Errorf("subject %q is no analysis'", subject)
 	}
@@ -140,7 +140,7 @@ func taskOf(analyzer, subject string, data []byte) (schemas.TaskRef, *schemas.Ar
 func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task {
 	ref, a, err := taskOf(analyzer, m.Subject(), m.Data())
 	if err != nil {
-		b.bury(streamLog, liveConsumerName(analyzer), m, err)
+		pass(m, err)
 		return nil
 	}
 	t := &Task{Ref: ref, Artifact: a, msg: m, Attempt: int(deliveries(m))}

@@ -20,10 +20,11 @@ func (b *Bus) Verify(ctx context.Context, tenant, analysis, key string) (*petrif
 	if err != nil {
 		return nil, err
 	}
-	err = b.Read(ctx, tenant, analysis, 0, func(e Entry) error {
+	foreign, err := b.ReadCounting(ctx, tenant, analysis, 0, func(e Entry) error {
 		_, err := log.Add(petrifile.Entry{Seq: e.Seq, Subject: e.Subject, Body: e.Body})
 		return err
 	})
+	log.SetForeign(foreign)
 	if err == nil && log.Events() == 0 {
 		err = fmt.Errorf("analysis %s: %w", analysis, ErrNotFound)
 	}

@@ -32,8 +32,8 @@ func (b *Bus) count(ctx context.Context, c *credit, unread time.Duration, left f
 	var gone map[string]bool
 	err := b.batches(wait, c.subjects(), 0, func(batch []Entry, pending uint64) error {
 		for _, e := range batch {
-			if err := c.apply(e); err != nil {
-				return err
+			if !e.foreign {
+				c.apply(e)
 			}
 		}
 		if !caughtUp && pending != 0 {

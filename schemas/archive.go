@@ -40,6 +40,7 @@ type ArchiveEntry struct {
 	Size     int64     `json:"size"`   // of the file
 	Events   uint64    `json:"events"` // that it holds
 	Context  int       `json:"context"`
+	Foreign  uint64    `json:"foreign,omitempty"`  // messages under its subjects that are no events of it, and were left out
 	Imported bool      `json:"imported,omitempty"` // from elsewhere: it was never in this log
 	Archived time.Time `json:"archived"`
 

@@ -108,6 +108,11 @@ type ReportCoverage struct {
 	Analyzers []AnalyzerCoverage `json:"analyzers"`
 	Steps     []StepFailed       `json:"failed_steps"`
 	Omitted   map[string]int     `json:"omitted"` // entries left out of this report's lists
+
+	// Foreign counts messages that lay in the log under the analysis' subjects and
+	// are no events of it. They were left out; nothing of the analysis is missing
+	// for that.
+	Foreign uint64 `json:"foreign,omitempty"`
 }
 
 // ReportMachine is the machine that ran the sample.

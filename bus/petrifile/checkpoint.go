@@ -56,7 +56,8 @@ type Checked struct {
 
 // Coverage says which of a log's events checkpoints cover.
 type Coverage struct {
-	Events      uint64            `json:"events"` // of the log
+	Events      uint64            `json:"events"`            // of the log
+	Foreign     uint64            `json:"foreign,omitempty"` // messages that lay among them and are none
 	Covered     uint64            `json:"covered"`
 	Uncovered   map[string]uint64 `json:"uncovered"` // events behind that, by type
 	Checkpoints []Checked         `json:"checkpoints"`

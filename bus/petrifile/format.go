@@ -24,6 +24,7 @@ const (
 	recObject  = 'O' // JSON, Object; its frames follow
 	recFrame   = 'F' // a zstd frame of an object's bytes
 	recAbsent  = 'A' // JSON, absent: an object whose bytes are not here
+	recForeign = 'f' // JSON, foreign: what was left out of the log
 	recTrailer = 'T' // JSON, Trailer; nothing follows
 )
 
@@ -75,6 +76,12 @@ type absent struct {
 	Reason string `json:"reason"`
 }
 
+// foreign is the record of messages that lay in the log under the analysis'
+// subjects and are no events of it. There is none if there were none.
+type foreign struct {
+	Messages uint64 `json:"messages"`
+}
+
 // A Trailer ends a file and says what it holds.
 type Trailer struct {
 	Events  uint64         `json:"events"`
@@ -83,6 +90,7 @@ type Trailer struct {
 	Objects int            `json:"objects"` // whose bytes are in the file
 	Absent  int            `json:"absent"`  // objects whose bytes are not
 	SHA256  schemas.Digest `json:"sha256"`  // of all bytes of the file before the trailer's record
+	Foreign uint64         `json:"-"`       // messages that were left out: see [Log.Foreign]
 }
 
 // appendEntry writes an entry as a log record has it.

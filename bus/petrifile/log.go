@@ -60,6 +60,7 @@ type Log struct {
 	analysis string
 	events   uint64
 	context  int
+	foreign  uint64
 	tree     Tree
 	ending   string
 	segments map[schemas.Source]int // number of the next
@@ -91,6 +92,14 @@ func (l *Log) Events() uint64 { return l.events }
 // Context is how many context events there are.
 func (l *Log) Context() int { return l.context }
 
+// Foreign is how many messages lay among the events that are none, and were left
+// out: the word of whoever read them.
+func (l *Log) Foreign() uint64 { return l.foreign }
+
+// SetForeign notes what was left out. A [Writer] is told when all events are
+// written, and before it is given objects.
+func (l *Log) SetForeign(n uint64) { l.foreign = n }
+
 // Root is the Merkle tree hash over the events' bytes.
 func (l *Log) Root() schemas.Digest { return l.tree.Root() }
 
@@ -104,7 +113,7 @@ func (l *Log) Objects() []Object { return l.objects }
 // Coverage says what checkpoints cover so far.
 func (l *Log) Coverage() Coverage {
 	c := &l.covering
-	out := Coverage{Events: l.events, Covered: c.covered, Uncovered: map[string]uint64{}, Checkpoints: slices.Clone(c.checked)}
+	out := Coverage{Events: l.events, Foreign: l.foreign, Covered: c.covered, Uncovered: map[string]uint64{}, Checkpoints: slices.Clone(c.checked)}
 	for k, v := range c.uncovered {
 		out.Uncovered[k] = v
 	}

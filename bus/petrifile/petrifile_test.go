@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -506,4 +507,44 @@ func FuzzReader(f *testing.F) {
 			t.Fatal(diff)
 		}
 	})
+}
+
+// TestForeign says in a file what was left out of its log, once.
+func TestForeign(t *testing.T) {
+	s := tell(t)
+	var buf bytes.Buffer
+	w, err := petrifile.NewWriter(&buf, petrifile.Header{Tenant: "default", Analysis: id, Thin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range s.entries {
+		if _, err := w.Event(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Log().SetForeign(3)
+	trailer, err := w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, got, c, err := petrifile.Verify(bytes.NewReader(buf.Bytes()), "")
+	if err != nil || got != trailer || got.Foreign != 3 || c.Foreign != 3 {
+		t.Fatalf("%+v, %+v, %v", got, c, err)
+	}
+	record := []byte("f\x00\x00\x00\x0e{\"messages\":3}")
+	before, after, ok := bytes.Cut(buf.Bytes(), record)
+	if !ok {
+		t.Fatal("there is no record of it")
+	}
+	for name, b := range map[string][]byte{
+		"twice":     slices.Concat(before, record, record, after),
+		"none":      slices.Concat(before, []byte("f\x00\x00\x00\x0e{\"messages\":0}"), after),
+		"no number": slices.Concat(before, []byte("f\x00\x00\x00\x0e{\"messages\":x}"), after),
+		"changed":   slices.Concat(before, []byte("f\x00\x00\x00\x0e{\"messages\":2}"), after),
+		"left out":  slices.Concat(before, after),
+	} {
+		if _, _, _, err := petrifile.Verify(bytes.NewReader(b), ""); !errors.Is(err, petrifile.ErrFormat) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -120,6 +120,8 @@ func (f *Reader) record() (byte, error) {
 		skip := typ >= 'a' && typ <= 'z'
 		switch typ {
 		case recHeader, recLog, recObject, recFrame, recAbsent, recTrailer:
+		case recForeign:
+			skip = false
 		default:
 			if !skip {
 				return 0, fmt.Errorf("%w: a record has the type %q (a newer Petri may know it)", ErrFormat, typ)
@@ -219,6 +221,13 @@ func (f *Reader) item() (Item, error) {
 			f.entries = f.raw
 		case recObject, recAbsent:
 			return f.due(typ)
+		case recForeign:
+			if f.next > 0 {
+				return Item{}, fmt.Errorf("%w: a record %q is out of place", ErrFormat, typ)
+			}
+			if err := f.foreign(); err != nil {
+				return Item{}, err
+			}
 		case recTrailer:
 			return Item{}, f.end()
 		default:
@@ -236,6 +245,22 @@ func (f *Reader) item() (Item, error) {
 	}
 	return Item{Entry: &e, Event: ev}, nil
 }
+
+// foreign reads how much was left out.
+func (f *Reader) foreign() error {
+	var r foreign
+	if err := f.json(&r); err != nil {
+		return err
+	}
+	if f.log.Foreign() > 0 || r.Messages == 0 || r.Messages > maxForeign {
+		return fmt.Errorf("%w: it says more than once, or cannot, that %d messages were left out", ErrFormat, r.Messages)
+	}
+	f.log.SetForeign(r.Messages)
+	return nil
+}
+
+// maxForeign is more than any log holds, and no less than JSON's readers count to.
+const maxForeign = 1 << 53
 
 // due reads the record of an object, which must be the next that the log names.
 func (f *Reader) due(typ byte) (Item, error) {
@@ -327,7 +352,8 @@ func (f *Reader) end() error {
 	}
 	want := f.counts
 	want.Events, want.Context, want.Root = f.log.Events(), f.log.Context(), f.log.Root()
-	want.SHA256 = schemas.Digest(f.sum.Sum(nil))
+	want.SHA256, want.Foreign = schemas.Digest(f.sum.Sum(nil)), f.log.Foreign()
+	t.Foreign = want.Foreign // the trailer does not say
 	// No digest covers the trailer itself: it has one form.
 	if b, err := json.Marshal(t); err != nil || !bytes.Equal(b, f.payload) {
 		return fmt.Errorf("%w: its trailer is damaged", ErrFormat)

@@ -30,7 +30,8 @@ type Writer struct {
 	block   []byte // entries that wait for their record
 	packed  []byte
 	head    [recordHead]byte
-	next    int // object that is due
+	ended   bool // the log has
+	next    int  // object that is due
 	trailer Trailer
 }
 
@@ -80,8 +81,8 @@ func (f *Writer) Log() *Log { return f.log }
 
 // Event writes the next event.
 func (f *Writer) Event(e Entry) (schemas.Event, error) {
-	if f.next > 0 {
-		return schemas.Event{}, errors.New("write an event behind objects")
+	if f.ended {
+		return schemas.Event{}, errors.New("write an event behind the log's end")
 	}
 	ev, err := f.log.Add(e)
 	if err != nil {
@@ -106,6 +107,21 @@ func (f *Writer) flush() error {
 	return f.record(recLog, f.packed)
 }
 
+// endLog writes, once, the entries that wait and how much was left out.
+func (f *Writer) endLog() error {
+	if f.ended {
+		return nil
+	}
+	f.ended = true
+	if err := f.flush(); err != nil {
+		return err
+	}
+	if n := f.log.Foreign(); n > 0 {
+		return f.json(recForeign, foreign{n})
+	}
+	return nil
+}
+
 // Due is the object that the file must have next, if any is left.
 func (f *Writer) Due() (o Object, ok bool) {
 	if list := f.log.Objects(); f.next < len(list) {
@@ -123,7 +139,7 @@ func (f *Writer) Object(r io.Reader) error {
 	if !ok || f.header.Thin {
 		return errNoObject
 	}
-	if err := f.flush(); err != nil {
+	if err := f.endLog(); err != nil {
 		return err
 	}
 	if err := f.json(recObject, o); err != nil {
@@ -165,7 +181,7 @@ func (f *Writer) Absent(reason string) error {
 	if !ok {
 		return errNoObject
 	}
-	if err := f.flush(); err != nil {
+	if err := f.endLog(); err != nil {
 		return err
 	}
 	if err := f.json(recAbsent, absent{o, reason}); err != nil {
@@ -193,11 +209,11 @@ func (f *Writer) Close() (Trailer, error) {
 	if o, ok := f.Due(); ok {
 		return Trailer{}, fmt.Errorf("object %s is due", o.SHA256)
 	}
-	if err := f.flush(); err != nil {
+	if err := f.endLog(); err != nil {
 		return Trailer{}, err
 	}
 	t := &f.trailer
 	t.Events, t.Context, t.Root = f.log.Events(), f.log.Context(), f.log.Root()
-	t.SHA256 = schemas.Digest(f.sum.Sum(nil))
+	t.SHA256, t.Foreign = schemas.Digest(f.sum.Sum(nil)), f.log.Foreign()
 	return *t, f.json(recTrailer, *t)
 }

@@ -223,6 +223,9 @@ func printVerified(v *verified, own string) {
 		}
 		line("not signed", "%d events %s: %s", n, what, term.Clip(strings.Join(types, ", "), 400))
 	}
+	if n := v.Coverage.Foreign; n > 0 {
+		line("foreign", "%s in the log, left out", count(n, "message"))
+	}
 	line("objects", "%d have the bytes that the log names", v.Objects)
 	for _, k := range slices.Sorted(maps.Keys(v.Absent)) {
 		line("absent", "%d %s: only the digests are here", v.Absent[k], term.Clean(k))

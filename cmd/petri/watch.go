@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -80,8 +81,15 @@ func (g *global) feed(out, stderr io.Writer, named bool) bus.Feed {
 
 // gapText says what became of what was missed.
 func gapText(p bus.Gap) string {
+	var parts []string
 	if p.Events > 0 {
-		return fmt.Sprintf("(%s came late: read from the log)", count(p.Events, "event"))
+		parts = append(parts, count(p.Events, "event")+" came late: read from the log")
+	}
+	if p.Foreign > 0 {
+		parts = append(parts, count(p.Foreign, "foreign message")+" left out")
+	}
+	if len(parts) > 0 {
+		return "(" + strings.Join(parts, "; ") + ")"
 	}
 	return fmt.Sprintf("(%s of %s not shown)", count(p.Behavior, "behaviour event"), p.Analysis)
 }

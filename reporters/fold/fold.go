@@ -95,6 +95,10 @@ func (f *Fold) Add(e schemas.Event) {
 	}
 }
 
+// SetForeign notes how many messages lay in the log that are no events of the
+// analysis, and are not among those that the fold was given.
+func (f *Fold) SetForeign(n uint64) { f.r.Coverage.Foreign = n }
+
 // take takes an event, once: the same one again changes nothing.
 func (f *Fold) take(e schemas.Event) error {
 	if err := f.whole.belongs(e); err != nil {

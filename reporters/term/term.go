@@ -541,6 +541,12 @@ func (p *printer) coverage(r *schemas.Report) {
 	if len(parts) > 0 {
 		p.line(2, "analyzers: "+strings.Join(parts, ", "))
 	}
+	switch {
+	case c.Foreign == 1:
+		p.line(2, "1 foreign message left out")
+	case c.Foreign > 1:
+		p.line(2, fmt.Sprintf("%d foreign messages left out", c.Foreign))
+	}
 }
 
 // history lists what the report said before runs were adopted.

@@ -23,7 +23,8 @@ func FoldAt(ctx context.Context, b *bus.Bus, tenant, analysis, at string) (*sche
 	if t, err := time.Parse(time.RFC3339Nano, at); err == nil {
 		p.time = t
 	}
-	if err := b.Read(ctx, tenant, analysis, 0, p.look); err != nil {
+	foreign, err := b.ReadCounting(ctx, tenant, analysis, 0, p.look)
+	if err != nil {
 		return nil, err
 	}
 	if p.events == 0 {
@@ -34,6 +35,7 @@ func FoldAt(ctx context.Context, b *bus.Bus, tenant, analysis, at string) (*sche
 		return nil, fmt.Errorf("%w: --at %.80q: %w", ErrBadInput, at, err)
 	}
 	f := fold.New()
+	f.SetForeign(foreign) // of the whole log: they have no place among the events
 	err = b.Read(ctx, tenant, analysis, 0, func(e bus.Entry) error {
 		f.Add(e.Event)
 		if f.Events() == n {

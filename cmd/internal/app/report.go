@@ -28,13 +28,14 @@ func (d documents) Document(digest schemas.Digest, limit int64) ([]byte, error) 
 // Fold makes an analysis' report out of its log.
 func Fold(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas.Report, int, error) {
 	f := fold.New()
-	err := b.Read(ctx, tenant, analysis, 0, func(e bus.Entry) error {
+	foreign, err := b.ReadCounting(ctx, tenant, analysis, 0, func(e bus.Entry) error {
 		f.Add(e.Event)
 		return nil
 	})
 	if err != nil {
 		return nil, 0, err
 	}
+	f.SetForeign(foreign)
 	r, err := f.Report(documents{ctx, b})
 	if errors.Is(err, fold.ErrNoSubmission) {
 		return nil, 0, fmt.Errorf("analysis %s: %w (petri list shows those there are)", analysis, bus.ErrNotFound)
