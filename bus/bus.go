@@ -83,7 +83,11 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		return nil, err
 	}
 	b.js = honest{js, b}
-	info, err := b.js.AccountInfo(ctx)
+	var info *jetstream.AccountInfo
+	err = retry(ctx, func(ctx context.Context) (err error) { // a cluster that is on its way up has no leader who answers
+		info, err = b.js.AccountInfo(ctx)
+		return err
+	})
 	if err != nil {
 		b.nc.Close()
 		return nil, fmt.Errorf("ask the NATS server for JetStream: %w (is JetStream enabled?)", err)

@@ -131,7 +131,7 @@ func keep(t testing.TB, n int, role string, args ...string) (stop func() int) {
 					mu.Lock()
 					deaths++
 					mu.Unlock()
-					next, err := tryRole(t, role, args...)
+					next, err := tryRole(t, nil, role, args...)
 					if err == nil {
 						p = next
 						break
@@ -182,35 +182,53 @@ func flow(t *testing.T, b *bus.Bus, what string, analyses int, analyzers []strin
 // it is complete: then every task has its receipt, and its findings once.
 func one(ctx context.Context, b *bus.Bus, sample string, analyzers []string) (tasks, lost, doubled, wrong int, err error) {
 	id := schemas.NewID(time.Now())
+	if _, err := detonate(ctx, b, id, sample, analyzers, func(string) {}); err != nil {
+		return 0, 0, 0, 0, err
+	}
+	want := len(analyzers) * (1 + maxNested)
+	if strings.HasPrefix(sample, "poison") {
+		want = len(analyzers)
+	}
+	return tally(ctx, b, id, want)
+}
+
+// detonate writes an analysis of a sample as a sandbox does, and waits until it
+// is complete. acked hears of every event that the log has acknowledged.
+func detonate(ctx context.Context, b *bus.Bus, id, sample string, analyzers []string, acked func(event string)) (*bus.ContextWriter, error) {
 	w, err := b.BeginContext(ctx, schemas.DefaultTenant, id)
 	if err != nil {
-		return 0, 0, 0, 0, err
+		return nil, err
 	}
 	d, size, err := b.Artifacts().Put(ctx, kindRoot, strings.NewReader(sample))
 	if err != nil {
-		return 0, 0, 0, 0, err
+		return nil, err
 	}
 	a := schemas.Artifact{Kind: kindRoot, SHA256: d, Size: size}
 	e, err := schemas.NewEvent(schemas.DefaultTenant, id, a.ID(id), time.Now(), schemas.OriginHost, a)
 	if err != nil {
-		return 0, 0, 0, 0, err
+		return nil, err
 	}
 	if err := b.PublishArtifact(ctx, e, &a); err != nil {
-		return 0, 0, 0, 0, err
+		return nil, err
 	}
+	acked(e.ID)
 	if e, err = schemas.NewEvent(schemas.DefaultTenant, id, w.NextID(), time.Now(), schemas.OriginHost, schemas.StartAnalysis{}); err != nil {
-		return 0, 0, 0, 0, err
+		return nil, err
 	}
 	if err := w.Write(ctx, e); err != nil {
-		return 0, 0, 0, 0, err
+		return nil, err
 	}
+	acked(e.ID)
 	missing, err := b.Wait(ctx, schemas.DefaultTenant, id, time.Now().Add(4*time.Minute), analyzers)
-	if err != nil {
-		return 0, 0, 0, 0, err
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("%s is not complete after 4 minutes: %+v", id, missing)
 	}
-	if len(missing) > 0 {
-		return 0, 0, 0, 0, fmt.Errorf("%s is not complete after 4 minutes: %+v", id, missing)
-	}
+	return w, err
+}
+
+// tally counts what the log has of an analysis that was called complete, in which
+// there were so many tasks.
+func tally(ctx context.Context, b *bus.Bus, id string, want int) (tasks, lost, doubled, wrong int, err error) {
 	receipts, findings := map[string]int{}, map[string]int{}
 	failed := 0
 	var log []string
@@ -231,10 +249,6 @@ func one(ctx context.Context, b *bus.Bus, sample string, analyzers []string) (ta
 	})
 	if err != nil {
 		return 0, 0, 0, 0, err
-	}
-	want := len(analyzers) * (1 + maxNested)
-	if strings.HasPrefix(sample, "poison") {
-		want = len(analyzers)
 	}
 	if len(receipts) != want {
 		wrong = 1 // it was called complete too early

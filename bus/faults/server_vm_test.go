@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,21 +47,22 @@ func TestKillServer(t *testing.T) {
 func trio(t testing.TB) (*world, *wires) {
 	t.Helper()
 	base := t.TempDir()
-	var client, routes []string
-	for range 3 {
+	var names, client, routes []string
+	for i := range 3 {
+		names = append(names, fmt.Sprint("n", i))
 		client, routes = append(client, freePort(t)), append(routes, freePort(t))
 	}
 	x := &wires{cut: map[int]bool{}}
 	args := make([][]string, 3)
 	for i := range args {
-		args[i] = []string{fmt.Sprintf("n%d", i), filepath.Join(base, strconv.Itoa(i)), client[i], routes[i]}
+		args[i] = []string{names[i], filepath.Join(base, strconv.Itoa(i)), client[i], routes[i]}
 		for j := range 3 {
 			if i != j {
 				args[i] = append(args[i], "nats://"+x.wire(t, i, j, "127.0.0.1:"+routes[j]))
 			}
 		}
 	}
-	w := &world{t: t}
+	w := &world{t: t, names: names}
 	w.restart = func(i int) *process { return spawn(t, "node", args[i]...) }
 	w.servers = make([]*process, 3)
 	var wg sync.WaitGroup
@@ -126,8 +128,7 @@ func (w *world) leader() int {
 		if err != nil || st.CachedInfo().Cluster == nil {
 			continue
 		}
-		var n int
-		if _, err := fmt.Sscanf(st.CachedInfo().Cluster.Leader, "n%d", &n); err == nil {
+		if n := slices.Index(w.names, st.CachedInfo().Cluster.Leader); n >= 0 {
 			return n
 		}
 	}

@@ -84,56 +84,82 @@ func TestMain(m *testing.M) {
 
 // A process is a child that can be killed.
 type process struct {
-	cmd  *exec.Cmd
-	gone chan struct{}
+	cmd   *exec.Cmd
+	input io.Closer
+	gone  chan struct{}
 }
 
 // spawn starts the test program in a role and returns when it says that it is
 // ready.
 func spawn(t testing.TB, role string, args ...string) *process {
 	t.Helper()
-	p, err := tryRole(t, role, args...)
+	p, err := tryRole(t, nil, role, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-// tryRole is spawn where a failure is no failure of the test.
-func tryRole(t testing.TB, role string, args ...string) (*process, error) {
+// tryRole is spawn where a failure is no failure of the test. What the process
+// says after it is ready is given to line, unless that is nil.
+func tryRole(t testing.TB, line func(string), role string, args ...string) (*process, error) {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	p, err := launch(t, cmd, cmd.StdoutPipe, "ready", line)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w %s", role, err, stderr.String())
+	}
+	return p, nil
+}
+
+// launch starts a program and returns when a line of its output has a word in it.
+// What comes after that is given to line, unless that is nil.
+func launch(t testing.TB, cmd *exec.Cmd, output func() (io.ReadCloser, error), word string, line func(string)) (*process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
+	out, err := output()
 	if err != nil {
 		return nil, err
 	}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, gone: make(chan struct{})}
-	ready := make(chan bool, 1)
+	p := &process{cmd: cmd, input: in, gone: make(chan struct{})}
+	ready := make(chan struct{})
+	var before strings.Builder // what it said until then; read once p is gone
 	go func() {
-		line, _ := bufio.NewReader(out).ReadString('\n')
-		ready <- strings.HasPrefix(line, "ready")
+		lines := bufio.NewScanner(out)
+		is := false
+		for lines.Scan() {
+			switch text := lines.Text(); {
+			case !is && strings.Contains(text, word):
+				is = true
+				close(ready)
+			case !is:
+				before.WriteString(text + "\n")
+			case line != nil:
+				line(text)
+			}
+		}
 		_, _ = io.Copy(io.Discard, out)
 		_ = cmd.Wait()
 		close(p.gone)
 	}()
 	t.Cleanup(p.kill)
 	select {
-	case ok := <-ready:
-		if !ok {
-			<-p.gone
-			return nil, fmt.Errorf("%s did not start: %s", role, stderr.String())
-		}
+	case <-ready:
+		return p, nil
+	case <-p.gone:
+		return nil, fmt.Errorf("it did not start: %s", before.String())
 	case <-time.After(time.Minute):
 		p.kill()
-		return nil, fmt.Errorf("%s is not ready", role)
+		return nil, fmt.Errorf("it is not ready: %s", before.String())
 	}
-	return p, nil
 }
 
 func (p *process) kill() {
@@ -163,6 +189,7 @@ type world struct {
 	listen  string // of a single server
 	b       *bus.Bus
 	clients []*bus.Bus // one of each server, until it dies
+	names   []string   // of the servers
 	servers []*process
 	restart func(i int) *process
 }
@@ -226,16 +253,22 @@ func child(role string, args []string) error {
 		return runAnalyzer(ctx, b, args[1], args[2])
 	case "putter":
 		return runPutter(ctx, b, args[1])
+	case "sandbox":
+		return runSandbox(ctx, b, args[1])
+	case "reporter":
+		return runReporter(ctx, b)
 	}
 	return fmt.Errorf("no role %q", role)
 }
 
 // addressArg carries an address to a child; addressOf reads it.
-func addressArg(a bus.Address) string { return a.URL + " " + a.User + " " + a.Password }
+func addressArg(a bus.Address) string {
+	return strings.Join([]string{a.URL, a.User, a.Password, a.CA, a.Creds}, " ")
+}
 
 func addressOf(s string) bus.Address {
-	f := append(strings.Split(s, " "), "", "")
-	return bus.Address{URL: f[0], User: f[1], Password: f[2]}
+	f := append(strings.Split(s, " "), make([]string, 5)...)
+	return bus.Address{URL: f[0], User: f[1], Password: f[2], CA: f[3], Creds: f[4]}
 }
 
 // serve is one embedded server.
@@ -268,12 +301,12 @@ type ledger struct {
 
 func newLedger() *ledger { return &ledger{acked: map[string]bool{}, last: time.Now()} }
 
-func (l *ledger) ack(id string) {
+func (l *ledger) ack(id string, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.acked[id] = true
-	l.gap = max(l.gap, time.Since(l.last))
-	l.last = time.Now()
+	l.gap = max(l.gap, at.Sub(l.last))
+	l.last = at
 }
 
 // write publishes context events of an analysis of its own until ctx is done,
@@ -291,7 +324,7 @@ func (l *ledger) write(ctx context.Context, b *bus.Bus, id string) error {
 		if err := w.Write(context.Background(), e); err != nil {
 			return err
 		}
-		l.ack(e.ID)
+		l.ack(e.ID, time.Now())
 	}
 	return nil
 }
