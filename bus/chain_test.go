@@ -114,7 +114,7 @@ func (c *chainModel) nextMsg(_ context.Context, _ string, from uint64) (*jetstre
 		return nil, context.DeadlineExceeded
 	}
 	first, stored := c.at(met != metLeader)
-	for seq := max(from, first); seq <= uint64(len(stored)); seq++ {
+	if seq := max(from, first); seq <= uint64(len(stored)) {
 		return &jetstream.RawStreamMsg{Sequence: seq, Header: nats.Header{jetstream.MsgIDHeader: {stored[seq-1].id}}}, nil
 	}
 	return nil, ErrNotFound
