@@ -13,6 +13,7 @@ xz-utils:to unpack the guests' kernel
 ca-certificates:for package downloads over https
 gcc:tester programs for the guests, and the race detector
 libc6-dev:the same
+musl-tools:the same, with the other C library
 clang-14:to regenerate the tracer's BPF objects
 llvm-14:the same
 git:to see whether generated files differ

@@ -3,7 +3,10 @@
 package sandboxd
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,7 +88,7 @@ func (a *analysis) machineTime(ctx context.Context) (failed error) {
 	}
 	a.c = NewContext(ctx, Config{
 		Tenant: a.sub.Tenant, Analysis: a.id, Log: a.w.log, Writer: writer, Store: a.w.store,
-		Slog: a.slog, Dir: a.dir, Limits: limits(a.sub.Options.Limits),
+		Slog: a.slog, Dir: a.dir, Limits: limits(a.sub.Options.Limits), Clock: a.sub.Options.Clock,
 		Gates: a.w.opts.Gates, Findings: a.w.opts.Findings,
 	})
 	if err := a.begin(ctx); err != nil {
@@ -312,7 +315,7 @@ func (a *analysis) lastStep(k protocol.Kind) (int, *protocol.Step) {
 
 // run is what the guest shall do.
 func (a *analysis) run() (machine.Run, error) {
-	name := guestName(a.sub.Sample.Name)
+	name := a.guestName()
 	dir := "/root"
 	if u := a.sub.Options.User; u != "" && u != "root" && u != "0" {
 		dir = "/tmp"
@@ -334,6 +337,12 @@ func (a *analysis) run() (machine.Run, error) {
 	if len(a.sub.Options.Command) == 0 {
 		// Only of the sample itself is it known what its loader will ask for.
 		if id, err := elfid.Read(a.sample, a.sub.Sample.Size); err == nil {
+			switch {
+			case id.Module:
+				r.Load = schemas.HowLoaded
+			case elfid.Library(id):
+				r.Load = schemas.HowMapped
+			}
 			r.Interp, r.Needed, r.RunPath = id.Interpreter, id.Needed, runPath(id, dir)
 			if b, err := json.Marshal([][]string{r.Needed, r.RunPath}); err != nil || len(b) > maxLibraryText {
 				r.Needed, r.RunPath = nil, nil // no program needs so many; its loader will tell
@@ -361,18 +370,34 @@ func runPath(id *schemas.ELFIdentity, origin string) []string {
 	return out
 }
 
-// guestName makes a file name for the guest out of what the submitter called
-// the sample.
-func guestName(s string) string {
-	s = path.Base(s)
+// RandomName as the name of a sample in the guest is one that the sandbox makes
+// up, of letters that tell nothing.
+const RandomName = "random"
+
+// guestName is the sample's file name in the guest. The same analysis has the
+// same one whenever it is asked.
+func (a *analysis) guestName() string {
+	switch name := cmp.Or(a.sub.Options.Name, path.Base(a.sub.Sample.Name)); {
+	case a.sub.Options.Name == RandomName:
+		sum := sha256.Sum256([]byte("name " + a.id))
+		return strings.ToLower(base32.HexEncoding.EncodeToString(sum[:5]))
+	case CheckGuestName(name) == nil:
+		return name
+	}
+	return "sample"
+}
+
+// CheckGuestName reports what is wrong with a file name for the guest: it must be
+// fit for a shell and a list, whatever reads it.
+func CheckGuestName(s string) error {
 	ok := s != "" && len(s) <= 64 && s[0] != '.' && s[0] != '-'
 	for _, c := range s {
 		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-+", c))
 	}
 	if !ok {
-		return "sample"
+		return fmt.Errorf("%q is no plain file name: at most 64 letters, digits and ._-+, the first no . or -", s)
 	}
-	return s
+	return nil
 }
 
 // sampleWord stands for the sample's path in a command.

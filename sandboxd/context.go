@@ -24,8 +24,9 @@ type Config struct {
 	Slog             *slog.Logger
 	Dir              string // for what is on its way to the store
 	Limits           Limits
-	Gates            Gates    // nil: there are none
-	Findings         Findings // nil: analyzers ask for nothing
+	Clock            time.Time // of the guest when it starts; zero: the host's
+	Gates            Gates     // nil: there are none
+	Findings         Findings  // nil: analyzers ask for nothing
 }
 
 // A Context is one analysis' machine and log, as protocol and hooks see it. Its

@@ -303,6 +303,7 @@ func (c *Context) takeIdentity() (machine.Identity, error) {
 		c.identity = &id
 	}
 	id := *c.identity
+	id.Time = c.cfg.Clock
 	id.Entropy = make([]byte, 64)
 	_, err := rand.Read(id.Entropy)
 	return id, err

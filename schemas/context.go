@@ -227,12 +227,25 @@ type RunSample struct {
 func (RunSample) EventType() string { return ContextType(EventRunSample) }
 
 // SampleStarted is the proof of execution: the guest's kernel has exec'd the
-// command.
+// command, or what [SampleStarted.How] says.
 type SampleStarted struct {
 	PID    int    `json:"pid"`    // in the sample's own process namespace
 	Path   string `json:"path"`   // what was exec'd
 	SHA256 Digest `json:"sha256"` // of the sample's bytes as they lie in the guest
+	// How a file that is not exec'd came to run: mapped, by a runner that has
+	// loaded the shared object, or loaded, by the kernel that has taken the module
+	// in. Empty: the kernel has exec'd Path.
+	How string `json:"how,omitempty"`
+	// Forced says that the module was built for another kernel, and was taken in
+	// without the kernel's checks of that.
+	Forced bool `json:"forced,omitempty"`
 }
+
+// What [SampleStarted.How] can say.
+const (
+	HowMapped = "mapped"
+	HowLoaded = "loaded"
+)
 
 // EventType implements [Typed].
 func (SampleStarted) EventType() string { return ContextType(EventSampleStarted) }

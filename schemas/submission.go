@@ -33,6 +33,8 @@ type Options struct {
 	Env       map[string]string `json:"env,omitempty"`      // added to the guest's usual environment
 	Dir       string            `json:"dir,omitempty"`      // absolute directory to start in; empty: the user's
 	Stdin     []byte            `json:"stdin,omitempty"`    // what the sample can read from standard input; at most 32 KiB
+	Name      string            `json:"name,omitempty"`     // the sample's file name in the guest; random: one that tells nothing. Empty: as submitted
+	Clock     time.Time         `json:"clock,omitzero"`     // what the guest's clock shows when the machine starts; zero: now
 	User      string            `json:"user,omitempty"`     // whom the sample runs as; empty: root
 	Cold      bool              `json:"cold,omitempty"`     // boot instead of restoring a snapshot
 	Retries   int               `json:"retries,omitempty"`  // new analyses if the sandbox fails

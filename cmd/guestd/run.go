@@ -11,6 +11,7 @@ import (
 	"hash"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,9 +41,9 @@ func (a *agent) run(r machine.Run) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, sum, err := a.place(r, out)
-	out.started()
+	s, err := a.place(r, out)
 	if err != nil {
+		out.started()
 		out.wait()
 		var ne *machine.NotExecuted
 		if errors.As(err, &ne) {
@@ -50,47 +51,69 @@ func (a *agent) run(r machine.Run) (any, error) {
 		}
 		return nil, err
 	}
+	out.started()
 	begin := time.Now()
-	inner := a.innerPID(pid)
+	inner := a.innerPID(s.pid)
 	watched := make(chan struct{})
 	a.mu.Lock()
 	a.watched = watched
 	a.mu.Unlock()
 	go func() {
 		defer close(watched)
-		a.watch(pid, begin, out)
+		a.watch(s.pid, begin, out)
 	}()
-	return guest.RunResult{Started: &machine.Started{PID: inner, Path: r.Command[0], SHA256: sum}}, nil
+	path := r.Command[0]
+	if r.Load != "" {
+		path = r.Path
+	}
+	return guest.RunResult{Started: &machine.Started{PID: inner, Path: path, SHA256: s.sum, How: r.Load, Forced: s.forced}}, nil
+}
+
+// placed is a sample that runs.
+type placed struct {
+	pid    int // as the agent counts
+	sum    schemas.Digest
+	forced bool
 }
 
 // place takes the sample in, checks what can be checked before, and starts it.
-func (a *agent) place(r machine.Run, out *console) (pid int, sum schemas.Digest, err error) {
-	if sum, err = a.receiveSample(r); err != nil {
-		return 0, sum, err
+func (a *agent) place(r machine.Run, out *console) (placed, error) {
+	sum, err := a.receiveSample(r)
+	if err != nil {
+		return placed{}, err
 	}
 	if len(r.Command) == 0 {
-		return 0, sum, errors.New("no command")
+		return placed{}, errors.New("no command")
 	}
 	if err := a.check(r); err != nil {
-		return 0, sum, err
+		return placed{}, err
 	}
 	u, err := a.lookupUser(r.User)
 	if err != nil {
-		return 0, sum, &machine.NotExecuted{Reason: err.Error()}
+		return placed{}, &machine.NotExecuted{Reason: err.Error()}
 	}
 	if err := a.box.limit(a.memoryLimit(r.Limits.Memory), r.Limits.Tasks); err != nil {
-		return 0, sum, fmt.Errorf("limit the sample: %w", err)
+		return placed{}, fmt.Errorf("limit the sample: %w", err)
 	}
-	pid, err = a.start(r, u, out)
-	if err != nil {
-		ne := &machine.NotExecuted{Reason: fmt.Sprintf("execve %s: %v", r.Command[0], err)}
-		var errno syscall.Errno
-		if errors.As(err, &errno) {
-			ne.Errno = unix.ErrnoName(errno)
-		}
-		return 0, sum, ne
+	p := placed{sum: sum}
+	if r.Load != "" {
+		p.pid, p.forced, err = a.load(r, u, out)
+		return p, err
 	}
-	return pid, sum, nil
+	if p.pid, err = a.start(r, u, out, nil); err != nil {
+		return p, notExecuted(r.Command[0], err)
+	}
+	return p, nil
+}
+
+// notExecuted is the kernel's refusal to exec.
+func notExecuted(path string, err error) *machine.NotExecuted {
+	ne := &machine.NotExecuted{Reason: fmt.Sprintf("execve %s: %v", path, err)}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		ne.Errno = unix.ErrnoName(errno)
+	}
+	return ne
 }
 
 // receiveSample takes the bytes from the host into the container's file
@@ -160,19 +183,36 @@ func (s *sampleSink) End(st wire.Status) {
 // the multiarch directories that Debian builds in).
 var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib", "/lib64", "/usr/lib64"}
 
+// muslDirs are where musl's loader looks, as Debian configures it, and muslOwn
+// what it never looks for because it is that itself: ldso/dynlink.c, "reserved".
+var (
+	muslDirs = []string{"/lib/x86_64-linux-musl", "/usr/lib/x86_64-linux-musl", "/usr/local/lib/x86_64-linux-musl"}
+	muslOwn  = regexp.MustCompile(`^lib(c|pthread|rt|m|dl|util|xnet)\.`)
+)
+
 // check finds out before the run what the loader would stumble over: a kernel
 // that runs a program whose libraries are missing has run the loader, and not
 // the sample.
 func (a *agent) check(r machine.Run) error {
 	var missing []string
 	err := a.box.do(func() error {
+		if r.Load != "" && !isFile(runner) {
+			return &machine.NotExecuted{Reason: "what loads it, " + runner + ", is not in the guest", Missing: []string{runner}}
+		}
 		if r.Interp != "" {
 			if _, err := os.Stat(r.Interp); err != nil {
 				return &machine.NotExecuted{Reason: fmt.Sprintf("its interpreter %s is not in the guest", printable(r.Interp)), Missing: []string{r.Interp}}
 			}
 		}
+		musl := strings.HasPrefix(filepath.Base(r.Interp), "ld-musl-")
 		dirs := append(slices.Clone(r.RunPath), libraryDirs...)
+		if musl {
+			dirs = append(slices.Clone(r.RunPath), muslDirs...)
+		}
 		for _, lib := range r.Needed {
+			if musl && muslOwn.MatchString(lib) {
+				continue
+			}
 			if !slices.ContainsFunc(dirs, func(d string) bool { return isFile(filepath.Join(d, lib)) }) && !(strings.Contains(lib, "/") && isFile(lib)) {
 				missing = append(missing, lib)
 			}
@@ -272,7 +312,7 @@ func environment(u user, extra map[string]string) []string {
 }
 
 // start forks and execs the command inside the container.
-func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) {
+func (a *agent) start(r machine.Run, u user, out *console, status *os.File) (pid int, err error) {
 	var path string
 	err = a.box.do(func() error {
 		if err := os.Chown(r.Path, int(u.uid), int(u.gid)); err != nil {
@@ -298,7 +338,7 @@ func (a *agent) start(r machine.Run, u user, out *console) (pid int, err error) 
 	}
 	return a.box.spawn(command{
 		path: path, argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
-		files: [3]*os.File{in, out.write[0], out.write[1]}, cgroup: a.box.cgroup,
+		files: [3]*os.File{in, out.write[0], out.write[1]}, status: status, cgroup: a.box.cgroup,
 	})
 }
 

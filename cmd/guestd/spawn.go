@@ -23,6 +23,7 @@ type command struct {
 	dir    string
 	user   user
 	files  [3]*os.File // standard input, output and error
+	status *os.File    // descriptor 3, of a runner; nil: it has none
 	cgroup *os.File    // nil: the agent's
 }
 
@@ -70,7 +71,8 @@ type forker struct {
 	oomText    [1]byte
 	atCWD      int
 	argv, envv []*byte
-	fds        [3]int
+	fds        [4]int
+	nfds       int
 	uid, gid   uint32
 	clone      cloneArgs
 	parentEnd  *os.File // of a pipe that carries the child's errno
@@ -105,6 +107,10 @@ func newForker(cmd command) (*forker, error) {
 	for i, file := range cmd.files {
 		f.fds[i] = int(file.Fd())
 	}
+	if f.nfds = len(cmd.files); cmd.status != nil {
+		f.fds[f.nfds] = int(cmd.status.Fd())
+		f.nfds++
+	}
 	f.clone.exitSignal = uint64(unix.SIGCHLD)
 	if cmd.cgroup != nil {
 		f.clone.flags |= unix.CLONE_INTO_CGROUP
@@ -113,7 +119,10 @@ func newForker(cmd command) (*forker, error) {
 	if f.parentEnd, f.childEnd, err = os.Pipe(); err != nil {
 		return nil, err
 	}
-	f.childFD = int(f.childEnd.Fd())
+	if f.childFD = int(f.childEnd.Fd()); f.childFD < len(f.fds) {
+		f.close() // the command would take its place
+		return nil, fmt.Errorf("descriptor %d is not one to keep", f.childFD)
+	}
 	return f, nil
 }
 
@@ -154,8 +163,9 @@ func (f *forker) forkAndExec() (pid uintptr, errno syscall.Errno) {
 	if _, _, errno = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		goto fail
 	}
-	for i := 0; i < len(f.fds); i++ {
-		// The sources are all above 2: the agent's own 0 to 2 are its console.
+	for i := 0; i < f.nfds; i++ {
+		// The sources are all above 3: the agent's own 0 to 2 are its console,
+		// and 3 is its port's or the runtime's.
 		if _, _, errno = syscall.RawSyscall(unix.SYS_DUP3, uintptr(f.fds[i]), uintptr(i), 0); errno != 0 {
 			goto fail
 		}

@@ -66,7 +66,11 @@ func checkNotExecuted(e *machine.NotExecuted) *machine.NotExecuted {
 	return &machine.NotExecuted{Reason: clip(e.Reason, maxReason), Errno: clip(e.Errno, maxName), Missing: clipAll(e.Missing, maxMissing, maxReason)}
 }
 
-func checkStarted(s machine.Started) (machine.Started, error) {
+// checkStarted holds a proof to the way in which the sample was to be run.
+func checkStarted(r machine.Run, s machine.Started) (machine.Started, error) {
+	if s.How != r.Load || s.Forced && r.Load != schemas.HowLoaded {
+		return s, fmt.Errorf("%w: a sample that it ran as %q", wire.ErrProtocol, clip(s.How, maxName))
+	}
 	if s.PID <= 0 {
 		return s, fmt.Errorf("%w: process number %d", wire.ErrProtocol, s.PID)
 	}

@@ -199,7 +199,7 @@ func (c *Client) Run(ctx context.Context, r machine.Run, sample *os.File) (machi
 	if err != nil {
 		return machine.Started{}, fmt.Errorf("send the sample: %w", err)
 	}
-	return checkStarted(*out.Started)
+	return checkStarted(r, *out.Started)
 }
 
 // sentTime is how long a goroutine may take for what it can do at once.

@@ -114,6 +114,7 @@ func TestRunHostile(t *testing.T) {
 		"starts_unread":   {answer: guest.RunResult{Started: &machine.Started{PID: 7}}, check: isProtocol},
 		"empty":           {answer: guest.RunResult{}, check: isProtocol},
 		"no_number":       {answer: guest.RunResult{Started: &machine.Started{PID: -7}}, check: isProtocol},
+		"other_way":       {answer: guest.RunResult{Started: &machine.Started{PID: 7, How: "mapped"}}, check: isProtocol},
 		"wrong_type":      {answer: []int{1}, check: isProtocol},
 		"never_answers":   {hang: true, check: func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
 		"endless_refusal": {answer: guest.RunResult{NotExecuted: &machine.NotExecuted{Reason: long, Missing: slices.Repeat([]string{"lib"}, 5000)}}, check: isClipped},

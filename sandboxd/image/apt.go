@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -161,6 +162,17 @@ func (a *apt) download(ctx context.Context, name, version string) (Package, stri
 // lock is what Fetch leaves: the exact packages of an architecture's images.
 type lock struct {
 	Packages []Package `json:"packages"` // kernel first, then by name
+}
+
+// lacks names a package of the root file system that was not fetched, because an
+// earlier version of Petri did not use it; empty: there is none.
+func (l *lock) lacks() string {
+	for _, n := range rootPackages {
+		if !slices.ContainsFunc(l.Packages, func(p Package) bool { return p.Name == n }) {
+			return n
+		}
+	}
+	return ""
 }
 
 func readLock(path string) (*lock, error) {

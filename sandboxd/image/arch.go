@@ -65,9 +65,13 @@ func lookup(name string) (arch, error) {
 }
 
 // rootPackages are what the sample's root file system is made of: what
-// dynamically linked Debian programs commonly need, the files that every
-// Debian has, and busybox for the commands.
+// dynamically linked Debian programs commonly need, the same of musl's, the
+// files that every Debian has, busybox for the commands, and the interpreters
+// that scripts commonly ask for. guestd runs shared objects and kernel modules by
+// perl.
 var rootPackages = []string{
 	"base-files", "netbase", "busybox-static",
-	"libc6", "libgcc-s1", "libpcre2-8-0", "libselinux1", "libssl3", "libstdc++6", "zlib1g",
+	"libc6", "libc-bin", "libgcc-s1", "libpcre2-8-0", "libselinux1", "libssl3", "libstdc++6", "zlib1g",
+	"musl",
+	"bash", "libtinfo6", "perl-base", "libcrypt1",
 }

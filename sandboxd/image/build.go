@@ -45,8 +45,8 @@ func (b *Builder) lockPath(name string) string {
 // Build fetches what is missing and assembles. With refresh it asks apt again
 // for the newest packages even if it has some.
 func (b *Builder) Build(ctx context.Context, name string, refresh bool) (*Image, error) {
-	_, err := os.Stat(b.lockPath(name))
-	if refresh || errors.Is(err, fs.ErrNotExist) {
+	l, err := readLock(b.lockPath(name))
+	if refresh || errors.Is(err, fs.ErrNotExist) || err == nil && l.lacks() != "" {
 		if err := b.Fetch(ctx, name); err != nil {
 			return nil, err
 		}
@@ -161,6 +161,9 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 	l, err := readLock(b.lockPath(name))
 	if err != nil {
 		return nil, err
+	}
+	if p := l.lacks(); p != "" {
+		return nil, fmt.Errorf("%w for %s of this version of Petri: its package %s was never fetched (build it: petri guest build %s)", ErrNoImage, name, p, name)
 	}
 	agentPath := filepath.Join(b.Guestd, "guestd-"+name)
 	agent, err := os.ReadFile(agentPath)

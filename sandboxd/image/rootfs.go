@@ -159,7 +159,7 @@ user:x:1000:
 `,
 	"shadow":        "root:*:19700:0:99999:7:::\nuser:*:19700:0:99999:7:::\n",
 	"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n",
-	"shells":        "/bin/sh\n/usr/bin/sh\n",
+	"shells":        "/bin/sh\n/usr/bin/sh\n/bin/bash\n/usr/bin/bash\n",
 	"fstab":         "",
 	"inittab":       "::ctrlaltdel:/sbin/reboot\n",
 	"resolv.conf":   "nameserver 10.0.2.3\n",

@@ -118,7 +118,10 @@ type Run struct {
 	Interp  string   `json:"interp"` // loader, or of a script its interpreter, that it asks for
 	RunPath []string `json:"run_path"`
 	Trace   bool     `json:"trace"`
-	Limits  Limits   `json:"limits"`
+	// Load says how to run what the kernel does not exec: [schemas.HowMapped], a
+	// shared object, or [schemas.HowLoaded], a kernel module. Empty: by exec.
+	Load   string `json:"load,omitempty"`
+	Limits Limits `json:"limits"`
 	// Stdin is what the sample can read, at most [MaxStdin] bytes; then, or
 	// without it, standard input is at its end.
 	Stdin []byte `json:"stdin,omitempty"`

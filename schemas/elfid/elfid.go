@@ -68,6 +68,14 @@ type file struct {
 	runs  string // why Linux will not run it; empty if it may
 }
 
+// Library reports whether Linux runs such a file only as part of a program that
+// loads it: it is a shared object that names no loader, and either has no entry
+// or asks for what only a loader can give it.
+func Library(id *schemas.ELFIdentity) bool {
+	return id.ObjectType == "dyn" && id.Interpreter == "" && !id.PIE &&
+		(id.Entry == 0 || len(id.Needed) > 0 || id.SOName != "")
+}
+
 func parse(r io.ReaderAt, size int64) (*file, error) {
 	f := &file{in: input{r: r, size: size, left: MaxRead}}
 	raw := f.in.at(0, 64)
@@ -173,6 +181,9 @@ func (f *file) conclude() {
 	size := uint64(max(f.in.size, 0))
 	if f.end > 0 && f.end < size {
 		id.Overlay = &schemas.ELFRange{Offset: int64(f.end), Size: int64(size - f.end)}
+	}
+	if id.Module {
+		f.runs = "" // Linux takes it in, if it does not run it
 	}
 	if f.runs == "" && id.Arch == "" {
 		f.runs = fmt.Sprintf("no Debian architecture runs %d-bit %s-endian programs for %s", id.Class, id.Endianness, id.Machine)

@@ -128,7 +128,7 @@ func (f *file) readHeader(raw []byte) {
 	switch id.ObjectType {
 	case "exec", "dyn":
 	case "rel":
-		f.refuse("a relocatable object is not run but linked, or loaded into a kernel")
+		f.refuse("a relocatable object is not run but linked")
 	case "core":
 		f.refuse("a core file is the image of a process, not a program")
 	default:
