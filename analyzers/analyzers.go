@@ -65,7 +65,8 @@ type Configured interface {
 }
 
 // Maker is an optional part of an element of a child's list that stands for all
-// analyzers that it can make. There is at most one in a list.
+// analyzers that it can make: those of its own name, if it has one. There is at
+// most one without a name in a list, behind those with one.
 type Maker interface {
 	Make(configuration []byte) (Analyzer, error)
 }

@@ -132,7 +132,7 @@ func find(list []Analyzer, req request) (Analyzer, error) {
 	for _, a := range list {
 		if req.Config != nil {
 			m, ok := a.(Maker)
-			if !ok {
+			if name := a.Info().Name; !ok || name != "" && name != req.Analyzer {
 				continue
 			}
 			made, err := m.Make(req.Config)

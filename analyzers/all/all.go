@@ -21,6 +21,6 @@ func List() []analyzers.Analyzer {
 	}
 }
 
-// Children returns what a child process needs to know: the list, and what makes
-// the analyzers that are commands.
-func Children() []analyzers.Analyzer { return append(List(), command.Analyzer{}) }
+// Children returns what a child process needs to know: the list, what makes the
+// analyzers that are commands, and what unpacks archives for a submitter.
+func Children() []analyzers.Analyzer { return append(List(), archive.Unpacker{}, command.Analyzer{}) }

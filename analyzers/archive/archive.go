@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/schemas"
@@ -43,13 +44,16 @@ const (
 var commonPasswords = []string{"infected", "malware", "virus"}
 
 // Analyzer implements [analyzers.Analyzer].
-type Analyzer struct{ passwords []string }
+type Analyzer struct {
+	passwords []string
+	only      string
+}
 
 var _ analyzers.Analyzer = Analyzer{}
 
 // New returns an Analyzer that tries some passwords beside the common ones.
 func New(passwords ...string) Analyzer {
-	return Analyzer{passwords: append(append([]string(nil), passwords...), commonPasswords...)}
+	return Analyzer{passwords: slices.Concat(passwords, commonPasswords)}
 }
 
 // Info implements [analyzers.Analyzer].
@@ -73,7 +77,7 @@ func (a Analyzer) Analyze(ctx context.Context, job analyzers.Job, emit analyzers
 	if open == nil {
 		return analyzers.Skip("it is no archive that is known here")
 	}
-	x := &extraction{ctx: ctx, in: job.Input, emit: emit, passwords: a.passwords, name: job.Artifact.Name}
+	x := &extraction{ctx: ctx, in: job.Input, emit: emit, passwords: a.passwords, name: job.Artifact.Name, only: a.only}
 	x.Format = format
 	if err := open(x); err != nil {
 		return err
@@ -112,6 +116,7 @@ type extraction struct {
 	emit      analyzers.Emit
 	passwords []string
 	name      string // of the archive
+	only      string // the file to take out; empty: all
 	bomb      string // what grew too much
 }
 
@@ -148,6 +153,9 @@ func (x *extraction) full() bool {
 // can be read of a damaged one is taken. strict leaves that, and returns the
 // damage: the wrong password looks like it.
 func (x *extraction) derive(name string, packed int64, r io.Reader, strict bool) error {
+	if x.only != "" && x.only != name {
+		return nil
+	}
 	if x.full() {
 		x.LeftOut++
 		return nil

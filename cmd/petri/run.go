@@ -34,6 +34,7 @@ type submission struct {
 	commandSet      func() bool
 	env             []string
 	dir, stdin      string
+	name, clock     string
 	user            string
 	cold            bool
 	untraced        bool
@@ -41,6 +42,9 @@ type submission struct {
 	priority        string
 	retries         int
 	maxSample       string
+	password        string
+	member          string
+	all             bool
 	limits          []string
 }
 
@@ -54,11 +58,15 @@ func (s *submission) flags(c *cobra.Command) {
 	f.StringArrayVar(&s.env, "env", nil, "NAME=VALUE for the sample's environment; may be repeated")
 	f.StringVar(&s.dir, "dir", "", "guest directory to start in; default: the user's")
 	f.StringVar(&s.stdin, "stdin", "", "file whose bytes the sample can read from its standard input, at most 32 KiB")
+	f.StringVar(&s.name, "name", "", "the sample's file name in the guest; random: one that tells nothing; default: the file's")
+	f.StringVar(&s.clock, "clock", "", "what the guest's clock shows: 2024-05-01, 2024-05-01T09:30:00Z, or from now +720h or -8760h")
 	f.StringVar(&s.user, "user", "", "guest user to run as; default: root")
 	f.BoolVar(&s.cold, "cold", false, "boot the guest instead of restoring a snapshot")
 	f.BoolVar(&s.noReuse, "no-reuse", false, "have analyzers do their work, whatever they answered before for the same bytes")
 	f.BoolVar(&s.untraced, "untraced", false, "do not trace system calls (the report says so)")
 	f.StringVar(&s.priority, "priority", "normal", "low, normal or high")
+	f.StringVar(&s.password, "password", "", "the file is an archive with this password; what is in it is the sample")
+	f.StringVar(&s.member, "member", "", "the file is an archive; the file of this name in it is the sample")
 	f.StringVar(&s.maxSample, "max-sample", "100M", "largest sample to take")
 	f.StringArrayVar(&s.limits, "limit", nil, "NAME=SIZE, how much is kept of "+strings.Join(limitNames(), ", ")+"; may be repeated")
 }
@@ -93,6 +101,14 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 			return r, usagef("%q is not UTF-8 without NUL, as arguments and environment must be", word)
 		}
 	}
+	if err := app.CheckName(s.name); err != nil {
+		return r, usagef("--name: %w", err)
+	}
+	clock, err := parseClock(s.clock, time.Now())
+	if err != nil {
+		return r, usagef("--clock: %w", err)
+	}
+	r.Options.Name, r.Options.Clock = s.name, clock
 	for _, kv := range s.env {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok || k == "" {
@@ -126,6 +142,18 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 	return r, nil
 }
 
+// prepare opens and checks the file, or what of an archive is meant.
+func (s *submission) prepare(ctx context.Context, req app.Request) ([]*app.Prepared, error) {
+	if s.password == "" && s.member == "" && !s.all {
+		p, err := app.Prepare(req)
+		return []*app.Prepared{p}, err
+	}
+	if s.all && s.member != "" {
+		return nil, usagef("--all and --member exclude each other")
+	}
+	return app.PrepareArchive(ctx, req, app.Archive{Password: s.password, Member: s.member, All: s.all})
+}
+
 // maxLimit is as far as a limit can be raised.
 const maxLimit = 16 << 30
 
@@ -149,6 +177,29 @@ func limitOf(l *schemas.Limits, name string) *int64 {
 		return &l.DroppedTotal
 	}
 	return nil
+}
+
+// parseClock reads a date, a time, or a distance from now, which is signed.
+func parseClock(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	var t time.Time
+	var err error
+	if s[0] == '+' || s[0] == '-' {
+		var d time.Duration
+		d, err = time.ParseDuration(s)
+		t = now.Add(d)
+	} else if t, err = time.Parse(time.DateOnly, s); err != nil {
+		t, err = time.Parse(time.RFC3339, s)
+	}
+	switch {
+	case err != nil:
+		return t, fmt.Errorf("%q is no date (2024-05-01), time (2024-05-01T09:30:00Z) or distance from now (+720h, -8760h)", s)
+	case t.Year() < 1980 || t.Year() > 2037: // what the guest's file systems and 32-bit clocks can hold
+		return t, fmt.Errorf("%q is not between 1980 and 2037", s)
+	}
+	return t.UTC(), nil
 }
 
 func cmpErr(err error, text string) error {
@@ -211,7 +262,7 @@ already: then that one does the work.`,
 			default:
 				return usagef("--fail-on %q is neither suspicious nor malicious", failOn)
 			}
-			return runOne(c.Context(), g, req, runOptions{out: out, failOn: failOn, full: full})
+			return runOne(c.Context(), g, s, req, runOptions{out: out, failOn: failOn, full: full})
 		},
 	}
 	s.flags(c)
@@ -226,15 +277,16 @@ type runOptions struct {
 	full        bool
 }
 
-func runOne(ctx context.Context, g *global, req app.Request, o runOptions) error {
+func runOne(ctx context.Context, g *global, s *submission, req app.Request, o runOptions) error {
 	cfg, err := g.config()
 	if err != nil {
 		return err
 	}
-	prep, err := app.Prepare(req)
+	list, err := s.prepare(ctx, req)
 	if err != nil {
 		return badInput(err)
 	}
+	prep := list[0]
 	defer prep.Close()
 	if o.out != "" {
 		if err := os.MkdirAll(o.out, 0o755); err != nil {

@@ -91,29 +91,35 @@ retry_after_seconds with --json.`,
 			if err != nil {
 				return err
 			}
-			prep, err := app.Prepare(req)
-			if err != nil {
-				return badInput(err)
-			}
-			defer prep.Close()
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
+			list, err := s.prepare(ctx, req)
+			if err != nil {
+				return interrupted(ctx, badInput(err))
+			}
+			for _, p := range list {
+				defer p.Close()
+			}
 			b, err := g.connect(ctx)
 			if err != nil {
 				return interrupted(ctx, err)
 			}
 			defer b.Close()
-			if err := prep.Submit(ctx, b); err != nil {
-				return interrupted(ctx, busy(g, badInput(err)))
+			for _, p := range list {
+				if err := p.Submit(ctx, b); err != nil {
+					return interrupted(ctx, busy(g, badInput(err)))
+				}
+				if !g.json {
+					fmt.Println(p.Submission.ID)
+				} else if err := printJSON(os.Stdout, p.Submission); err != nil {
+					return err
+				}
 			}
-			if g.json {
-				return printJSON(os.Stdout, prep.Submission)
-			}
-			fmt.Println(prep.Submission.ID)
 			return nil
 		},
 	}
 	s.flags(c)
+	c.Flags().BoolVar(&s.all, "all", false, "the file is an archive; each file in it is a sample of its own")
 	c.Flags().IntVar(&s.retries, "retries", 1, "new analyses if the sandbox fails")
 	return c
 }

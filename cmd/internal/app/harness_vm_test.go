@@ -31,12 +31,12 @@ var built struct {
 	dir string
 }
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
+func init() {
+	cleanUp = func() {
+		if built.dir != "" {
+			os.RemoveAll(built.dir)
+		}
 	}
-	os.Exit(code)
 }
 
 // build makes petri and the guest's agent as the Makefile does, so that the

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/sandboxd"
 	"github.com/petri-sandbox/petri/sandboxd/hooks"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
@@ -53,6 +54,7 @@ const (
 // Request is what a user submits.
 type Request struct {
 	Path     string // of the sample on this host
+	Called   string // the sample's name; empty: the last part of Path
 	Protocol string // path of a protocol; empty: the default one
 	Hooks    string // path of a hooks' configuration; empty: the default one
 	Stdin    string // path of what the sample reads; empty: nothing
@@ -119,7 +121,7 @@ func Prepare(r Request) (*Prepared, error) {
 	now := time.Now().UTC()
 	p := &Prepared{file: f, Submission: schemas.Submission{
 		ID: schemas.NewID(now), Tenant: schemas.DefaultTenant, Profile: profile(&typ, len(o.Command) > 0),
-		Sample:   schemas.Sample{Name: filepath.Base(r.Path), Size: size, Type: typ},
+		Sample:   schemas.Sample{Name: cmp.Or(r.Called, filepath.Base(r.Path)), Size: size, Type: typ},
 		Protocol: text, Hooks: hooksText, Options: o, Submitted: now,
 	}}
 	if err := checkSize(&p.Submission); err != nil {
@@ -199,6 +201,15 @@ func profile(t *schemas.SampleType, command bool) string {
 		t.Unsupported = fmt.Sprintf("no guest runs %s; there are guests for %s", t.Description, strings.Join(image.Arches(), ", "))
 	}
 	return image.Arches()[0]
+}
+
+// CheckName reports what is wrong with a name that the sample shall have in the
+// guest; none is right.
+func CheckName(s string) error {
+	if s == "" || s == sandboxd.RandomName {
+		return nil
+	}
+	return sandboxd.CheckGuestName(s)
 }
 
 const maxConfig = 1 << 20

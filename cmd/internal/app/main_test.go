@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/petri-sandbox/petri/analyzers"
+	"github.com/petri-sandbox/petri/analyzers/all"
+)
+
+// cleanUp ends what tests have made for each other.
+var cleanUp = func() {}
+
+func TestMain(m *testing.M) {
+	analyzers.Child(all.Children())
+	code := m.Run()
+	cleanUp()
+	os.Exit(code)
+}
