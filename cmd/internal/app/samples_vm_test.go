@@ -130,7 +130,8 @@ func TestRunModule(t *testing.T) {
 		t.Fatal("the module has no vermagic, or no signature")
 	}
 	other := bytes.Clone(own[:signature]) // else its signature is wrong
-	copy(other[magic+len("vermagic="):], "5")
+	// Behind the release, which the kernel passes over where symbols have versions.
+	other[magic+bytes.IndexByte(other[magic:], ' ')+1] = 'X'
 	broken := append(bytes.Clone(own[:len(own)/2]), make([]byte, len(own)-len(own)/2)...)
 	for _, tt := range []struct {
 		name    string
