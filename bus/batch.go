@@ -41,6 +41,12 @@ func (b *Bus) publishFirst(ctx context.Context, m batchMsg) (uint64, error) {
 // maxBatch is the server's limit of messages in a batch.
 const maxBatch = 1000
 
+// Headers of a batch's messages (ADR-50).
+const (
+	headerBatch  = "Nats-Batch-Id"
+	headerCommit = "Nats-Batch-Commit" // of the last one
+)
+
 // publishBatch stores all messages or none, one behind the other, and returns
 // the sequence of the last. More than a few cost hardly more than one: the
 // server brings a batch to the disk as a whole.
@@ -65,7 +71,7 @@ func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, er
 		id := []string{nuid.Next()}
 		for i, m := range msgs {
 			msg := &nats.Msg{Subject: m.subject, Data: m.body, Header: nats.Header{
-				"Nats-Batch-Id":       id,
+				headerBatch:           id,
 				"Nats-Batch-Sequence": []string{strconv.Itoa(i + 1)},
 			}}
 			if m.first {
@@ -77,7 +83,7 @@ func (b *Bus) publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, er
 				}
 				continue
 			}
-			msg.Header["Nats-Batch-Commit"] = []string{"1"}
+			msg.Header[headerCommit] = []string{"1"}
 			reply, err := b.nc.RequestMsgWithContext(ctx, msg)
 			if err != nil {
 				return err

@@ -5,6 +5,7 @@ package bus_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -295,6 +296,7 @@ func (f figures) report(b *testing.B, l load, ref figures) {
 func nodes(b *testing.B, n int, sync time.Duration) func(name string) *bus.Bus {
 	b.Helper()
 	var addr bus.Address
+	settle := func() error { return nil }
 	if n > 1 {
 		addr = bus.Address{URL: clusterURL(b, n, sync)}
 	} else {
@@ -303,7 +305,7 @@ func nodes(b *testing.B, n int, sync time.Duration) func(name string) *bus.Bus {
 			b.Fatal(err)
 		}
 		b.Cleanup(s.Close)
-		addr = s.Address()
+		addr, settle = s.Address(), s.Announce
 	}
 	connect := func(name string) *bus.Bus {
 		c, err := bus.Connect(context.Background(), addr, name)
@@ -314,7 +316,7 @@ func nodes(b *testing.B, n int, sync time.Duration) func(name string) *bus.Bus {
 		return c
 	}
 	setup := connect("setup")
-	if err := setup.Reconcile(b.Context(), bus.Limits{Log: 1 << 30, Store: 1 << 30}); err != nil {
+	if err := errors.Join(setup.Reconcile(b.Context(), bus.Limits{Log: 1 << 30, Store: 1 << 30}), settle()); err != nil {
 		b.Fatal(err)
 	}
 	registrar(b, setup)

@@ -56,6 +56,8 @@ type Server struct {
 	failed chan error
 	synced chan struct{} // closed when nothing calls syncfs any more
 	quit   func()        // ends that
+
+	staging staging
 }
 
 func addressFile(dir string) string { return filepath.Join(dir, "nats.json") }
@@ -133,6 +135,7 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	opts := &server.Options{
 		ServerName: "petri", Host: host, Port: port,
 		NoSigs: true, DisableJetStreamBanner: true,
+		DontListen: true,                // until the log is whole
 		MaxPayload: MaxPayload + 64<<10, // and headers
 		JetStream:  true, StoreDir: dir, SyncAlways: o.Sync == 0, SyncInterval: o.Sync,
 		// Each stream has its own bound; a common one would only count what
@@ -150,15 +153,24 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	}
 	failed := make(chan error, 1)
 	ns.SetLoggerV2(serverLog{o.Log, failed}, false, false, false)
+	before := findStaging(dir) // of a server that was killed: this one finishes its batch
 	ns.Start()
 	if !ns.ReadyForConnections(30 * time.Second) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
 	}
-	s := &Server{
-		ns: ns, dir: dir, failed: failed, addr: Address{URL: ns.ClientURL(), User: "petri", Password: password, PID: os.Getpid()},
-		synced: make(chan struct{}),
+	before.remove()
+	s := &Server{ns: ns, dir: dir, failed: failed, addr: Address{User: "petri", Password: password, PID: os.Getpid()}, synced: make(chan struct{})}
+	if err := s.open(o.Log); err != nil {
+		ns.Shutdown()
+		return nil, err
 	}
+	ns.AcceptLoop(make(chan struct{}))
+	if ns.Addr() == nil {
+		ns.Shutdown()
+		return nil, fmt.Errorf("the NATS server cannot listen on %s: see the log", net.JoinHostPort(host, strconv.Itoa(port)))
+	}
+	s.addr.URL = ns.ClientURL()
 	ctx, cancel := context.WithCancel(context.Background())
 	s.quit = cancel
 	go s.syncAll(ctx, o.Sync, o.Log)
@@ -221,6 +233,12 @@ func parseListen(s string) (host string, port int, err error) {
 // look for it. It comes after [Bus.Reconcile]: who finds the address shall find
 // the streams too.
 func (s *Server) Announce() error {
+	if s.staging.target == "" { // a new log
+		var err error
+		if s.staging, err = stage(s.dir); err != nil {
+			return err
+		}
+	}
 	b, err := json.Marshal(s.addr)
 	if err != nil {
 		return err
@@ -279,6 +297,7 @@ func (s *Server) syncAll(ctx context.Context, every time.Duration, log *slog.Log
 func (s *Server) Close() {
 	_ = os.Remove(addressFile(s.dir))
 	s.stop()
+	s.staging.remove()
 	s.lock.Close()
 }
 

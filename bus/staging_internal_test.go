@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// openLog starts a server on a directory.
+func openLog(t *testing.T, dir string) (*Server, *Bus) {
+	t.Helper()
+	s, err := StartServer(dir, ServerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.Reconcile(t.Context(), Limits{Log: 1 << 30, Store: 1 << 30}), s.Announce()); err != nil {
+		t.Fatal(err)
+	}
+	return s, b
+}
+
+// A power cut in the middle of a batch leaves its beginning, and nothing of what
+// was staged.
+func TestTornBatch(t *testing.T) {
+	dir := t.TempDir()
+	s, b := openLog(t, dir)
+	ctx := t.Context()
+	msgs := func(what string) (out []batchMsg) {
+		for _, n := range []string{"0", "1", "2"} {
+			out = append(out, batchMsg{subject: "petri.default.A.finding.low.x." + what + "." + n, id: what + n, body: []byte(strings.Repeat(n, 1000))})
+		}
+		return out
+	}
+	if _, err := b.publishBatch(ctx, msgs("whole")); err != nil {
+		t.Fatal(err)
+	}
+	if st := findStaging(dir); st.target == "" {
+		t.Error("batches are staged on the disk")
+	} else if left, err := os.ReadDir(st.target); err != nil || len(left) != 0 {
+		t.Errorf("%v is left of a batch: %v", left, err)
+	}
+	if _, err := b.publishBatch(ctx, msgs("torn")); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	s.Close()
+
+	// Take the last record away: the server trusts its index no more than this.
+	files, err := filepath.Glob(filepath.Join(dir, "jetstream", "*", "streams", streamLog, "msgs", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := false
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := bytes.LastIndex(data, []byte(strings.Repeat("2", 1000))); i > 0 && strings.HasSuffix(f, ".blk") {
+			if err := os.Truncate(f, int64(i)); err != nil {
+				t.Fatal(err)
+			}
+			cut = true
+			continue
+		}
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !cut {
+		t.Fatalf("no block has the batch: %v", files)
+	}
+
+	s, b = openLog(t, dir)
+	defer s.Close()
+	defer b.Close()
+	for _, m := range msgs("whole") {
+		if _, err := b.lastMsg(ctx, m.subject); err != nil {
+			t.Errorf("%s: %v", m.subject, err)
+		}
+	}
+	for _, m := range msgs("torn") {
+		if _, err := b.lastMsg(ctx, m.subject); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s is there: %v", m.subject, err)
+		}
+	}
+	seq, err := b.publishBatch(ctx, msgs("torn")) // who was not answered sends it again
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := b.js.Stream(ctx, streamLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject("petri.default.A.finding.low.x.torn.2")); err != nil || m.Sequence != seq {
+		t.Errorf("%v at %d: %v", m, seq, err)
+	}
+}
