@@ -87,7 +87,7 @@ func (l Limits) streams() []jetstream.StreamConfig {
 		{
 			Name: streamInbox, Description: "finished tasks on their way to the clerk",
 			Subjects: []string{"in.*.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
-			MaxBytes: l.Log / 4, MaxMsgSize: MaxPayload, Duplicates: dupWindow,
+			MaxBytes: l.Log / 4, MaxMsgSize: MaxPayload, Duplicates: dupWindow, AllowAtomicPublish: true,
 		},
 		{
 			Name: streamJobs, Description: "submissions that wait for a sandbox",

@@ -41,6 +41,9 @@ type Bus struct {
 	absentGrace time.Duration
 	leaseEvery  time.Duration // how often a lease is renewed
 	holds       *holds
+
+	artifacts, answers *group // announcements to the log, finished tasks to the inbox
+	quit               func() // ends them
 }
 
 // Connect connects to a server. name shows in the server's own lists.
@@ -96,6 +99,10 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		b.nc.Close()
 		return nil, fmt.Errorf("the NATS server's JetStream API has level %d; Petri needs %d (nats-server 2.12 or newer)", info.API.Level, minAPILevel)
 	}
+	groups, quit := context.WithCancel(context.Background())
+	b.artifacts, b.answers, b.quit = newGroup(b), newGroup(b), quit
+	go b.artifacts.run(groups)
+	go b.answers.run(groups)
 	return b, nil
 }
 
@@ -201,6 +208,7 @@ func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 // given up.
 func (b *Bus) Close() {
 	b.holds.close()
+	b.quit()
 	b.nc.Close()
 }
 

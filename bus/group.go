@@ -12,10 +12,10 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// A group commits the messages of many tasks as few batches: whatever has come
-// while a batch was on its way goes into the next one, so that a task that
-// comes alone waits for nobody and a flood shares what a batch costs. It is
-// safe for concurrent use while its run runs.
+// A group stores what many have to write as few batches: whatever has come
+// while a batch was on its way goes into the next one, so that whoever comes
+// alone waits for nobody and a flood shares what a batch costs. It is safe for
+// concurrent use while its run runs.
 type group struct {
 	b    groupLog
 	work chan *groupTask
@@ -27,38 +27,48 @@ type groupLog interface {
 	// foreignAt is where the last message of a subject lies that has only foreign
 	// ones, or 0.
 	foreignAt(ctx context.Context, subject string) (seq uint64, err error)
-	// publishFirst stores one message if its subject has no event.
-	publishFirst(ctx context.Context, m batchMsg) (seq uint64, err error)
+	publishOne(ctx context.Context, m batchMsg) (seq uint64, err error)
 	publishBatch(ctx context.Context, msgs []batchMsg) (seq uint64, err error)
 }
 
 // groupBytes bounds a batch of more than one task.
 const groupBytes = 8 << 20
 
-// groupTask is what one task gives, its receipt last.
+// groupTask is what is to be stored together.
 type groupTask struct {
-	task schemas.TaskRef
-	msgs []batchMsg
-	size int
-	done chan groupResult // has room for the result
+	receipt string // subject of the last message, if that it is there says that all are
+	msgs    []batchMsg
+	size    int
+	done    chan groupResult // has room for the result
 }
 
 type groupResult struct {
-	seq uint64 // of the receipt, or of something right behind it
+	seq uint64 // of the last message, or of something right behind it
 	err error
 }
 
 func newGroup(b groupLog) *group { return &group{b: b, work: make(chan *groupTask, clerkParallel)} }
 
-// errConflict says that an artifact's number was taken meanwhile.
-var errConflict = errors.New("the same bytes have been announced meanwhile")
+// errConflict says that a subject that was to be new was taken meanwhile.
+var errConflict = errors.New("the same has been stored meanwhile")
 
 // commit stores the messages of a task, all or none, and returns where its
 // receipt lies. That the receipt is there already is no error: then so is the
 // rest. If something else was there it returns [errConflict].
 func (g *group) commit(ctx context.Context, t schemas.TaskRef, msgs []batchMsg) (uint64, error) {
-	w := &groupTask{task: t, msgs: msgs, done: make(chan groupResult, 1)}
-	for _, m := range msgs {
+	return g.put(ctx, &groupTask{receipt: receiptSubject(t), msgs: msgs})
+}
+
+// publish stores one message. If it was to be its subject's first, and was not,
+// it returns [errConflict].
+func (g *group) publish(ctx context.Context, m batchMsg) error {
+	_, err := g.put(ctx, &groupTask{msgs: []batchMsg{m}})
+	return err
+}
+
+func (g *group) put(ctx context.Context, w *groupTask) (uint64, error) {
+	w.done = make(chan groupResult, 1)
+	for _, m := range w.msgs {
 		w.size += len(m.body)
 	}
 	select {
@@ -103,7 +113,7 @@ func (g *group) run(ctx context.Context) {
 	}
 }
 
-// write commits tasks as one. If the log refuses that, it looks for those to
+// write stores tasks as one. If the server refuses that, it looks for those to
 // blame: no task is held up by another.
 func (g *group) write(ctx context.Context, tasks []*groupTask) {
 	seq, err := g.store(ctx, tasks)
@@ -179,7 +189,7 @@ func (g *group) store(ctx context.Context, tasks []*groupTask) (uint64, error) {
 		msgs = append(msgs, w.msgs...)
 	}
 	if len(msgs) == 1 { // a batch of one costs several times as much
-		return g.b.publishFirst(ctx, msgs[0])
+		return g.b.publishOne(ctx, msgs[0])
 	}
 	return g.b.publishBatch(ctx, msgs)
 }
@@ -189,8 +199,12 @@ func (g *group) receipts(ctx context.Context, tasks []*groupTask) []*groupTask {
 	results := make([]groupResult, len(tasks))
 	var wg sync.WaitGroup
 	for i, w := range tasks {
+		if w.receipt == "" {
+			results[i].err = ErrNotFound
+			continue
+		}
 		wg.Go(func() {
-			m, err := g.b.lastMsg(ctx, receiptSubject(w.task))
+			m, err := g.b.lastMsg(ctx, w.receipt)
 			if err != nil {
 				results[i].err = err
 				return

@@ -118,8 +118,7 @@ func (l *modelLog) foreignAt(ctx context.Context, subject string) (uint64, error
 
 var errModelTaken = &jetstream.APIError{Code: 400, ErrorCode: codeWrongLastSequence}
 
-func (l *modelLog) publishFirst(ctx context.Context, m batchMsg) (uint64, error) {
-	m.first = true
+func (l *modelLog) publishOne(ctx context.Context, m batchMsg) (uint64, error) {
 	return l.publishBatch(ctx, []batchMsg{m})
 }
 
@@ -688,7 +687,7 @@ func (m *model) commit() {
 	}
 	var tasks []*groupTask
 	for _, c := range batch {
-		tasks = append(tasks, &groupTask{task: c.in.f.Task, msgs: c.msgs, done: make(chan groupResult, 1)})
+		tasks = append(tasks, &groupTask{receipt: receiptSubject(c.in.f.Task), msgs: c.msgs, done: make(chan groupResult, 1)})
 	}
 	before := len(m.entries)
 	newGroup(m).write(context.Background(), tasks)

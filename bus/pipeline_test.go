@@ -236,7 +236,7 @@ func answer(ctx context.Context, b *bus.Bus, task *bus.Task, size int) error {
 	if err != nil {
 		return err
 	}
-	return task.Done(ctx)
+	return task.Done()
 }
 
 // BenchmarkPipeline is the whole way of a finding, beside the same job on Redis.

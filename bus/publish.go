@@ -23,6 +23,9 @@ func (b *Bus) publish(ctx context.Context, subject string, e schemas.Event, opts
 	if err != nil {
 		return 0, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
+	if len(body) > maxBody {
+		return 0, fmt.Errorf("event %s has %d bytes, more than %d", e.ID, len(body), maxBody)
+	}
 	return b.publishBody(ctx, subject, e.ID, body, opts...)
 }
 
@@ -171,12 +174,16 @@ func (w *ContextWriter) gone(ctx context.Context) (bool, error) {
 func (b *Bus) PublishArtifact(ctx context.Context, e schemas.Event, a *schemas.Artifact) error {
 	art := *a
 	for {
-		body, err := json.Marshal(e)
-		if err != nil {
-			return fmt.Errorf("encode event %s: %w", e.ID, err)
-		}
 		subject, all := artifactSubject(e.Tenant, e.Analysis, &art), artifactsOf(e.Tenant, e.Analysis, string(art.Kind), art.SHA256)
-		_, err = appendLink(ctx, b, link{subject: subject, id: e.ID + "/" + schemas.Sum(body).Token(), body: body, chain: subject, strange: strange}, func(ctx context.Context) (bool, error) {
+		m, err := checkedMsg("announcement", subject, e, true)
+		if err != nil {
+			return err
+		}
+		m.id, m.once = e.ID+"/"+schemas.Sum(m.body).Token(), true
+		if err := b.artifacts.publish(ctx, m); !errors.Is(err, errConflict) {
+			return err
+		}
+		_, err = appendLink(ctx, b, link{subject: subject, id: m.id, body: m.body, chain: subject, strange: strange}, func(ctx context.Context) (bool, error) {
 			n, err := b.archivedOccurrences(ctx, all)
 			return n > art.Occurrence, err
 		})

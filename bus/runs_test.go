@@ -80,7 +80,7 @@ func work(t *testing.T, b *bus.Bus, analyzer string, before func(n int64, task *
 				Findings: []schemas.Finding{{Kind: "seen", Title: "seen", Severity: schemas.SeverityHigh}},
 			}
 			if err := b.Finish(ctx, f); err == nil {
-				_ = task.Done(ctx)
+				_ = task.Done()
 			}
 		}
 	}()

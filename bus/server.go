@@ -56,8 +56,6 @@ type Server struct {
 	failed chan error
 	synced chan struct{} // closed when nothing calls syncfs any more
 	quit   func()        // ends that
-
-	staging staging
 }
 
 func addressFile(dir string) string { return filepath.Join(dir, "nats.json") }
@@ -153,13 +151,13 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	}
 	failed := make(chan error, 1)
 	ns.SetLoggerV2(serverLog{o.Log, failed}, false, false, false)
-	before := findStaging(dir) // of a server that was killed: this one finishes its batch
+	before := stagings(dir) // of a server that was killed: this one finishes its batch
 	ns.Start()
 	if !ns.ReadyForConnections(30 * time.Second) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
 	}
-	before.remove()
+	unstage(before)
 	s := &Server{ns: ns, dir: dir, failed: failed, addr: Address{User: "petri", Password: password, PID: os.Getpid()}, synced: make(chan struct{})}
 	if err := s.open(o.Log); err != nil {
 		ns.Shutdown()
@@ -233,11 +231,8 @@ func parseListen(s string) (host string, port int, err error) {
 // look for it. It comes after [Bus.Reconcile]: who finds the address shall find
 // the streams too.
 func (s *Server) Announce() error {
-	if s.staging.target == "" { // a new log
-		var err error
-		if s.staging, err = stage(s.dir); err != nil {
-			return err
-		}
+	if err := stage(s.dir); err != nil { // of new streams
+		return err
 	}
 	b, err := json.Marshal(s.addr)
 	if err != nil {
@@ -297,7 +292,7 @@ func (s *Server) syncAll(ctx context.Context, every time.Duration, log *slog.Log
 func (s *Server) Close() {
 	_ = os.Remove(addressFile(s.dir))
 	s.stop()
-	s.staging.remove()
+	unstage(stagings(s.dir))
 	s.lock.Close()
 }
 

@@ -32,63 +32,67 @@ const memoryDir = "/dev/shm"
 // batch.
 const stagingRoom = 64 << 20
 
-// staging is the link that sends a stream's batches to memory.
+// A staging is a link that sends a stream's batches to memory.
 type staging struct {
 	link   string // the server's own directory of batches
-	target string // in memory
+	target string // in memory; empty: the batches lie on the disk
 }
 
-// findStaging returns the log's staging below a server's directory; the link is
-// empty if there is no log yet, the target if the batches lie on the disk.
-func findStaging(dir string) staging {
-	logs, err := filepath.Glob(filepath.Join(dir, server.JetStreamStoreDir, "*", "streams", streamLog))
-	if err != nil || len(logs) != 1 {
-		return staging{}
-	}
-	st := staging{link: filepath.Join(logs[0], "batches")}
-	st.target, _ = os.Readlink(st.link)
-	return st
-}
-
-// stage sends the log's batches to memory, if there is a log, and memory that
-// serves. The server takes a link away when it starts.
-func stage(dir string) (staging, error) {
-	st := findStaging(dir)
-	if st.link == "" {
-		return staging{}, nil
-	}
-	if st.target != "" { // a log that the server could not read
-		if err := os.Remove(st.link); err != nil {
-			return staging{}, fmt.Errorf("stage the log's batches in memory: %w", err)
+// stagings returns those of the streams below a server's directory that take
+// batches.
+func stagings(dir string) (out []staging) {
+	for _, name := range []string{streamLog, streamInbox} {
+		dirs, err := filepath.Glob(filepath.Join(dir, server.JetStreamStoreDir, "*", "streams", name))
+		if err != nil || len(dirs) != 1 { // there is none yet
+			continue
 		}
+		st := staging{link: filepath.Join(dirs[0], "batches")}
+		st.target, _ = os.Readlink(st.link)
+		out = append(out, st)
 	}
+	return out
+}
+
+// stage sends batches to memory, if that serves. The server takes a link away
+// when it starts.
+func stage(dir string) error {
 	var f unix.Statfs_t
 	if err := unix.Statfs(memoryDir, &f); err != nil || f.Type != unix.TMPFS_MAGIC || int64(f.Bavail)*f.Bsize < stagingRoom {
-		return staging{}, nil
+		return nil
 	}
-	var err error
-	if st.target, err = os.MkdirTemp(memoryDir, "petri-"); err != nil {
-		return staging{}, nil
-	}
-	if err := os.Symlink(st.target, st.link); err != nil {
-		os.Remove(st.target)
-		if errors.Is(err, fs.ErrExist) { // batches are on the disk already
-			return staging{}, nil
+	for _, st := range stagings(dir) {
+		if st.target != "" {
+			continue
 		}
-		return staging{}, fmt.Errorf("stage the log's batches in memory: %w", err)
+		target, err := os.MkdirTemp(memoryDir, "petri-")
+		if err != nil {
+			return nil
+		}
+		err = os.Symlink(target, st.link)
+		if err != nil {
+			os.Remove(target)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) { // it is there where batches are on the disk already
+			return fmt.Errorf("stage batches in memory: %w", err)
+		}
 	}
-	return st, nil
+	return nil
 }
 
-// remove gives the memory free.
-func (st staging) remove() {
-	if filepath.Dir(st.target) == memoryDir { // a link is only a file: it could say anything
-		_ = os.RemoveAll(st.target)
+// unstage gives the memory of a server free that has stopped, or of one before
+// this.
+func unstage(all []staging) {
+	for _, st := range all {
+		if filepath.Dir(st.target) == memoryDir { // a link is only a file: it could say anything
+			_ = os.RemoveAll(st.target)
+			_ = os.Remove(st.link)
+		}
 	}
 }
 
 // mend takes the beginning of a batch out of the log of which a power cut has
-// taken the end. Nobody else may write meanwhile.
+// taken the end. Nobody else may write meanwhile. The inbox needs none of that:
+// its batches only share a cost.
 func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 	stream, err := js.Stream(ctx, streamLog)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -136,6 +140,5 @@ func (s *Server) open(log *slog.Logger) error {
 	if err := mend(ctx, js, log); err != nil {
 		return err
 	}
-	s.staging, err = stage(s.dir)
-	return err
+	return stage(s.dir)
 }

@@ -45,16 +45,25 @@ func TestTornBatch(t *testing.T) {
 	if _, err := b.publishBatch(ctx, msgs("whole")); err != nil {
 		t.Fatal(err)
 	}
-	if st := findStaging(dir); st.target == "" {
-		t.Error("batches are staged on the disk")
-	} else if left, err := os.ReadDir(st.target); err != nil || len(left) != 0 {
-		t.Errorf("%v is left of a batch: %v", left, err)
+	staged := stagings(dir)
+	if len(staged) != 2 {
+		t.Errorf("batches are staged in %v", staged)
+	}
+	for _, st := range staged {
+		if left, err := os.ReadDir(st.target); err != nil || len(left) != 0 {
+			t.Errorf("%s is on the disk, or %v is left of a batch: %v", st.link, left, err)
+		}
 	}
 	if _, err := b.publishBatch(ctx, msgs("torn")); err != nil {
 		t.Fatal(err)
 	}
 	b.Close()
 	s.Close()
+	for _, st := range staged {
+		if _, err := os.Stat(st.target); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", st.target, err)
+		}
+	}
 
 	// Take the last record away: the server trusts its index no more than this.
 	files, err := filepath.Glob(filepath.Join(dir, "jetstream", "*", "streams", streamLog, "msgs", "*"))

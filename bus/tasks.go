@@ -4,7 +4,6 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,10 +29,9 @@ type Task struct {
 // Keep says that the task is in work. It must be called every few seconds.
 func (t *Task) Keep() error { return t.msg.InProgress() }
 
-// Done says that the task has been handed in.
-func (t *Task) Done(ctx context.Context) error {
-	return retry(ctx, func(ctx context.Context) error { return t.msg.DoubleAck(ctx) })
-}
+// Done says that the task has been handed in. If that is lost the task is given
+// out again, and found to be answered.
+func (t *Task) Done() error { return t.msg.Ack() }
 
 // Retry gives the task back.
 func (t *Task) Retry(after time.Duration) error { return t.msg.NakWithDelay(after) }
@@ -166,6 +164,9 @@ func (b *Bus) Upload(ctx context.Context, analyzer string, kind schemas.Kind, r 
 	return b.uploads(analyzer).Put(ctx, kind, r)
 }
 
+// maxFinished is what the server takes of a finished task, with room for headers.
+const maxFinished = MaxPayload - 4<<10
+
 // Finish hands a finished task in. It is safe to repeat.
 func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
 	id := taskToken(f.Task) + "/" + f.Instance
@@ -176,18 +177,14 @@ func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(e)
-	if err != nil {
-		return err
+	m, err := newBatchMsg(inboxSubject(f.Task), e, false)
+	if err == nil && len(m.body) > maxFinished {
+		err = fmt.Errorf("%d bytes, more than %d", len(m.body), maxFinished)
 	}
-	if len(body) > MaxPayload-4<<10 {
-		return fmt.Errorf("hand in %s: %d bytes, more than %d", f.Task.Analyzer, len(body), MaxPayload-4<<10)
+	if err == nil {
+		m.once = true
+		err = b.answers.publish(ctx, m)
 	}
-	subject := inboxSubject(f.Task)
-	err = retry(ctx, func(ctx context.Context) error {
-		_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body}, jetstream.WithMsgID(e.ID), jetstream.WithRetryAttempts(0))
-		return err
-	})
 	if err != nil {
 		return fmt.Errorf("hand in %s: %w", f.Task.Analyzer, err)
 	}

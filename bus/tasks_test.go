@@ -71,7 +71,7 @@ func finish(t *testing.T, b *bus.Bus, task *bus.Task, f schemas.FinishedTask) {
 	if err := b.Finish(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	if err := task.Done(t.Context()); err != nil {
+	if err := task.Done(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -238,7 +238,7 @@ func TestClerkRefuses(t *testing.T) {
 					t.Errorf("receipt %+v does not say %q", r, tt.says)
 				}
 			}
-			if err := task.Done(t.Context()); err != nil {
+			if err := task.Done(); err != nil {
 				t.Error(err)
 			}
 		})

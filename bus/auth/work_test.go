@@ -130,7 +130,7 @@ func TestRolesWork(t *testing.T) {
 		Findings: []schemas.Finding{{Kind: "x", Title: "x"}},
 		Derived:  []schemas.Derived{{Kind: "dropped", SHA256: derived, Size: size}},
 	}))
-	must("finish the task", task.Done(ctx))
+	must("finish the task", task.Done())
 
 	missing, err := sandbox.Wait(ctx, "acme", sub.ID, time.Now().Add(20*time.Second), nil)
 	if err != nil || len(missing) != 0 {

@@ -104,7 +104,7 @@ func runAnalyzer(ctx context.Context, b *bus.Bus, name, percent string) error {
 			return err
 		}
 		luck(p)
-		if err := task.Done(ctx); err != nil {
+		if err := task.Done(); err != nil {
 			return err
 		}
 	}

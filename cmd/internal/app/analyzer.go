@@ -138,7 +138,7 @@ func (d delivery) Task() analyzers.Task {
 }
 
 func (d delivery) InProgress(context.Context) error                 { return d.t.Keep() }
-func (d delivery) Ack(ctx context.Context) error                    { return d.t.Done(ctx) }
+func (d delivery) Ack(context.Context) error                        { return d.t.Done() }
 func (d delivery) Nak(_ context.Context, delay time.Duration) error { return d.t.Retry(delay) }
 
 // openAdapter opens artifacts.

@@ -111,7 +111,7 @@ func asking(ctx context.Context, b *bus.Bus, requests map[schemas.Kind][]schemas
 		if err := b.Finish(ctx, f); err != nil {
 			return err
 		}
-		if err := task.Done(ctx); err != nil {
+		if err := task.Done(); err != nil {
 			return err
 		}
 	}
