@@ -90,6 +90,9 @@ func appendLink(ctx context.Context, log chainLog, l link, gone func(context.Con
 
 // storeLink implements [chainLog].
 func (b *Bus) storeLink(ctx context.Context, l link) (seq uint64, err error) {
+	if len(l.body) > maxBody {
+		return 0, fmt.Errorf("the event has %d bytes, more than %d", len(l.body), maxBody)
+	}
 	return b.publishOnce(ctx, l.subject, l.id, l.body, jetstream.WithExpectLastSequenceForSubject(l.last, l.chain))
 }
 

@@ -47,9 +47,6 @@ func (b *Bus) publishBody(ctx context.Context, subject, id string, body []byte, 
 
 // publishOnce is one attempt at publishBody.
 func (b *Bus) publishOnce(ctx context.Context, subject, id string, body []byte, opts ...jetstream.PublishOpt) (uint64, error) {
-	if len(body) > maxBody {
-		return 0, fmt.Errorf("the event has %d bytes, more than %d", len(body), maxBody)
-	}
 	ack, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}},
 		append([]jetstream.PublishOpt{jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0)}, opts...)...)
 	if err != nil {

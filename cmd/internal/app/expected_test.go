@@ -214,7 +214,7 @@ func TestSilentAnalyzer(t *testing.T) {
 	}
 	answer := func(task *bus.Task) error {
 		err := b.Finish(ctx, schemas.FinishedTask{Task: task.Ref, Version: "1.0.0", Instance: "test", Status: schemas.TaskDone})
-		return errors.Join(err, task.Done(ctx))
+		return errors.Join(err, task.Done())
 	}
 	running.Go(func() {
 		for ctx.Err() == nil {
