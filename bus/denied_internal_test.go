@@ -81,7 +81,10 @@ func TestDenied(t *testing.T) {
 		"a batch":             func() error { return batch(finding, finding) },
 		"a batch's beginning": func() error { return batch(finding, receipt) },
 		"a batch's end":       func() error { return batch(receipt, finding) },
-		"an event":            func() error { _, err := b.publishFirst(ctx, batchMsg{subject: finding, id: "x"}); return err },
+		"an event": func() error {
+			_, err := b.publishOne(ctx, batchMsg{first: true, subject: finding, id: "x"})
+			return err
+		},
 		"a list":              func() error { _, err := b.List(ctx, tenant, 0); return err },
 		"a list of analyzers": func() error { _, err := b.Analyzers(ctx); return err },
 		"the queue":           func() error { return b.Queued(ctx, func(QueuedJob) error { return nil }) },
