@@ -118,12 +118,12 @@ func TestReuseRefused(t *testing.T) {
 			if name == "none" { // it may have been deleted: the work is to be done, and is asked for once
 				task := next(t, b, "static")
 				for task.Ref.Analysis != a.id || !task.Force {
-					if err := task.Done(t.Context()); err != nil {
+					if err := task.Done(); err != nil {
 						t.Fatal(err)
 					}
 					task = next(t, b, "static")
 				}
-				if err := task.Done(t.Context()); err != nil {
+				if err := task.Done(); err != nil {
 					t.Fatal(err)
 				}
 				handIn(t, b, ref, "liar again", lie)
