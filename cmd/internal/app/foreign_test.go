@@ -110,7 +110,7 @@ func (l log) analyze(id string, at func(point string)) {
 	err = b.Finish(ctx, schemas.FinishedTask{Task: task.Ref, Version: "1", Instance: "test", Status: schemas.TaskDone,
 		Findings: []schemas.Finding{{Kind: "elf", Title: "it is no ELF file"}}})
 	if err == nil {
-		err = task.Done(ctx)
+		err = task.Done()
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +138,7 @@ func (l log) take(id string) *bus.Task {
 		if task.Ref.Analysis == id {
 			return task
 		}
-		if err := task.Done(ctx); err != nil {
+		if err := task.Done(); err != nil {
 			l.t.Fatal(err)
 		}
 	}
