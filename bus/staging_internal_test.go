@@ -94,21 +94,21 @@ func TestTornBatch(t *testing.T) {
 	s, b = openLog(t, dir)
 	defer s.Close()
 	defer b.Close()
+	stream, err := b.js.Stream(ctx, streamLog)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, m := range msgs("whole") {
-		if _, err := b.lastMsg(ctx, m.subject); err != nil {
+		if _, err := stream.GetLastMsgForSubject(ctx, m.subject); err != nil {
 			t.Errorf("%s: %v", m.subject, err)
 		}
 	}
 	for _, m := range msgs("torn") {
-		if _, err := b.lastMsg(ctx, m.subject); !errors.Is(err, ErrNotFound) {
+		if _, err := stream.GetLastMsgForSubject(ctx, m.subject); !errors.Is(err, jetstream.ErrMsgNotFound) {
 			t.Errorf("%s is there: %v", m.subject, err)
 		}
 	}
 	seq, err := b.publishBatch(ctx, msgs("torn")) // who was not answered sends it again
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream, err := b.js.Stream(ctx, streamLog)
 	if err != nil {
 		t.Fatal(err)
 	}
