@@ -191,8 +191,8 @@ func (GuestReady) EventType() string { return ContextType(EventGuestReady) }
 
 // A Tracer says how system calls are being recorded.
 type Tracer struct {
-	Backend string `json:"backend"`         // ebpf or none
-	Error   string `json:"error,omitempty"` // why there is none
+	Backend string `json:"backend"`         // ebpf, ptrace or none
+	Error   string `json:"error,omitempty"` // why it is not ebpf
 }
 
 // An Identity is what a guest is made to look like, fresh for each analysis.

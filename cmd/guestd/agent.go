@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/cmd/guestd/dhcp"
-	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
@@ -29,8 +28,8 @@ import (
 type agent struct {
 	box      *container
 	conn     *wire.Conn
-	tracer   *tracer.Tracer // nil: nothing is traced
-	noTracer error          // why
+	tracer   recorder // nil: nothing is traced
+	noTracer error    // why, or why it is not the one by BPF programs
 
 	mu       sync.Mutex
 	own      map[string]schemas.Digest // files in the container that we wrote

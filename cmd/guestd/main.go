@@ -14,17 +14,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/petri-sandbox/petri/cmd/guestd/ptracer"
 	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 )
 
 func main() {
+	tracer.Calibrating()
+	ptracer.Main()
 	switch {
 	case os.Args[0] == stageName:
 		// Only returns if it could not become the container's init.
@@ -50,7 +55,10 @@ const memoryLimit = 48 << 20
 func boot(ctx context.Context) error {
 	debug.SetMemoryLimit(memoryLimit)
 	// The root directory is another one soon.
-	offsets, offsetsErr := os.ReadFile(tracerOffsets)
+	offsets, err := os.ReadFile(tracerOffsets)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := prepareKernel(); err != nil {
 		return err
 	}
@@ -63,9 +71,6 @@ func boot(ctx context.Context) error {
 		return fmt.Errorf("make the sample's container: %w", err)
 	}
 	a := &agent{box: box}
-	if offsetsErr == nil {
-		a.tracer, offsetsErr = tracer.Load(tracer.Config{Offsets: offsets})
-	}
-	a.noTracer = offsetsErr
+	a.tracer, a.noTracer = openTracer(offsets)
 	return a.serve(ctx, port)
 }

@@ -329,17 +329,19 @@ func (a *agent) start(r machine.Run, u user, out *console, status *os.File) (pid
 		return 0, err
 	}
 	defer in.Close()
-	if r.Trace && a.tracer != nil {
-		// Only the sample: the agent starts other things in the container too.
-		if err := a.tracer.Arm(a.box.tid); err != nil {
-			return 0, fmt.Errorf("arm the tracer: %w", err)
-		}
-		defer a.tracer.Disarm(a.box.tid)
-	}
-	return a.box.spawn(command{
+	cmd := command{
 		path: path, argv: r.Command, env: environment(u, r.Env), dir: r.Dir, user: u,
 		files: [3]*os.File{in, out.write[0], out.write[1]}, status: status, cgroup: a.box.cgroup,
-	})
+	}
+	if r.Trace {
+		// Only the sample: the agent starts other things in the container too.
+		done, err := a.follow(&cmd)
+		if err != nil {
+			return 0, err
+		}
+		defer done()
+	}
+	return a.box.spawn(cmd)
 }
 
 // openStdin gives what a program reads as its standard input: b, if it has

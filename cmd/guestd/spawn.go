@@ -6,6 +6,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +26,9 @@ type command struct {
 	files  [3]*os.File // standard input, output and error
 	status *os.File    // descriptor 3, of a runner; nil: it has none
 	cgroup *os.File    // nil: the agent's
+	// attach, if set, is called with the child's number before it executes
+	// the program.
+	attach func(pid int) error
 }
 
 // spawn forks and execs inside the container and returns the child's number in
@@ -46,7 +50,16 @@ func (c *container) spawn(cmd command) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("fork: %w", err)
 	}
-	if err := f.result(); err != nil {
+	if cmd.attach != nil {
+		err = cmd.attach(pid)
+		if err == nil {
+			_, err = f.gate.Write([]byte{0})
+		}
+		if err != nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	if err := errors.Join(err, f.result()); err != nil {
 		var st syscall.WaitStatus
 		_ = wait(pid, &st)
 		return 0, err
@@ -78,6 +91,9 @@ type forker struct {
 	parentEnd  *os.File // of a pipe that carries the child's errno
 	childEnd   *os.File
 	childFD    int
+	gateEnd    *os.File // of a pipe that the child reads a byte from first; nil: it does not
+	gate       *os.File
+	gateFD     int    // or -1
 	empty      uint64 // the signal mask that the command starts with
 }
 
@@ -87,7 +103,7 @@ type cloneArgs struct {
 }
 
 func newForker(cmd command) (*forker, error) {
-	f := &forker{uid: cmd.user.uid, gid: cmd.user.gid, oomText: [1]byte{'0'}, atCWD: unix.AT_FDCWD}
+	f := &forker{gateFD: -1, uid: cmd.user.uid, gid: cmd.user.gid, oomText: [1]byte{'0'}, atCWD: unix.AT_FDCWD}
 	var err error
 	if f.oomPath, err = unix.BytePtrFromString("/proc/self/oom_score_adj"); err != nil {
 		return nil, err
@@ -122,6 +138,13 @@ func newForker(cmd command) (*forker, error) {
 	if f.childFD = int(f.childEnd.Fd()); f.childFD < len(f.fds) {
 		f.close() // the command would take its place
 		return nil, fmt.Errorf("descriptor %d is not one to keep", f.childFD)
+	}
+	if cmd.attach != nil {
+		if f.gateEnd, f.gate, err = os.Pipe(); err != nil {
+			f.close()
+			return nil, err
+		}
+		f.gateFD = int(f.gateEnd.Fd())
 	}
 	return f, nil
 }
@@ -188,6 +211,11 @@ func (f *forker) forkAndExec() (pid uintptr, errno syscall.Errno) {
 	}
 	if _, _, errno = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(f.dir)), 0, 0); errno != 0 {
 		goto fail
+	}
+	if f.gateFD >= 0 {
+		if _, _, errno = syscall.RawSyscall(unix.SYS_READ, uintptr(f.gateFD), uintptr(unsafe.Pointer(&f.oomText[0])), 1); errno != 0 {
+			goto fail
+		}
 	}
 	if _, _, errno = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&f.empty)), 0, 8, 0, 0); errno != 0 {
 		goto fail
@@ -271,4 +299,8 @@ func (f *forker) result() error {
 func (f *forker) close() {
 	f.childEnd.Close()
 	f.parentEnd.Close()
+	if f.gate != nil {
+		f.gateEnd.Close()
+		f.gate.Close()
+	}
 }

@@ -10,19 +10,81 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/petri-sandbox/petri/cmd/guestd/ptracer"
+	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
+// A recorder records what the sample does. There are two: [tracer.Tracer] and
+// [ptracer.Tracer].
+type recorder interface {
+	// Run hands the trace on in blocks until ctx ends.
+	Run(ctx context.Context, emit func(block []byte) error) error
+	// Flush brings out what there is while Run runs.
+	Flush(ctx context.Context) error
+}
+
+// tracerOption on the kernel's command line, with "ptrace", leaves the tracer by
+// BPF programs out.
+const tracerOption = "petri.tracer="
+
+// openTracer loads BPF programs, or, where the kernel does not take them, starts
+// a process that traces by ptrace. If both fail there is no recorder.
+func openTracer(offsets []byte) (recorder, error) {
+	why := errors.New("the kernel's command line asks for ptrace")
+	line, _ := os.ReadFile("/proc/cmdline")
+	if !slices.Contains(strings.Fields(string(line)), tracerOption+"ptrace") {
+		t, err := tracer.Load(tracer.Config{Offsets: offsets})
+		if err == nil {
+			return t, nil
+		}
+		why = err
+	}
+	t, err := ptracer.Start()
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	return t, why
+}
+
 // tracing is what the agent says of its tracer.
 func (a *agent) tracing() schemas.Tracer {
-	if a.tracer == nil {
-		return schemas.Tracer{Backend: "none", Error: fmt.Sprint(a.noTracer)}
+	s := schemas.Tracer{Backend: "none"}
+	switch a.tracer.(type) {
+	case *tracer.Tracer:
+		s.Backend = "ebpf"
+	case *ptracer.Tracer:
+		s.Backend = "ptrace"
 	}
-	return schemas.Tracer{Backend: "ebpf"}
+	if a.noTracer != nil {
+		s.Error = a.noTracer.Error()
+	}
+	return s
+}
+
+// follow has what the command starts recorded. The caller calls done when it
+// has started.
+func (a *agent) follow(cmd *command) (done func(), err error) {
+	switch t := a.tracer.(type) {
+	case *tracer.Tracer:
+		if err := t.Arm(a.box.tid); err != nil {
+			return nil, fmt.Errorf("arm the tracer: %w", err)
+		}
+		return func() { t.Disarm(a.box.tid) }, nil
+	case *ptracer.Tracer:
+		cmd.attach = func(pid int) error {
+			ctx, cancel := context.WithTimeout(context.Background(), goTime)
+			defer cancel()
+			return t.Attach(ctx, pid)
+		}
+	}
+	return func() {}, nil
 }
 
 // startTrace sends what the tracer records to the host from now on.

@@ -238,20 +238,20 @@ func (f *facts) family() (out []string) {
 	return out
 }
 
-// TestFacts runs the tester programs and says all that must be seen of each.
-func TestFacts(t *testing.T) {
-	m := start(t)
-	m.load(request{})
+// A factTest says all that must be seen of a tester program.
+type factTest struct {
+	name       string
+	unreadable uint64
+	global     bool // not in a pid namespace, where it would be process 1
+	status     int  // as wait gives it
+	family     []string
+	events     []string
+	check      func(t *testing.T, f *facts)
+}
+
+func factTests() []factTest {
 	const exec = `1 process.exec /usr/bin/`
-	tests := []struct {
-		name       string
-		unreadable uint64
-		global     bool // not in a pid namespace, where it would be process 1
-		status     int  // as wait gives it
-		family     []string
-		events     []string
-		check      func(t *testing.T, f *facts)
-	}{
+	return []factTest{
 		{
 			name: "int80", status: 3 << 8, family: []string{"1 of 0, int80, 3"},
 			events: []string{
@@ -662,7 +662,13 @@ func TestFacts(t *testing.T) {
 			},
 		},
 	}
-	for _, test := range tests {
+}
+
+// TestFacts runs the tester programs.
+func TestFacts(t *testing.T) {
+	m := start(t)
+	m.load(request{})
+	for _, test := range factTests() {
 		t.Run(test.name, func(t *testing.T) {
 			f := m.traced(t, request{Argv: []string{"/usr/bin/" + test.name}, PIDNS: !test.global})
 			if f.run.Status != test.status {
@@ -688,6 +694,33 @@ func TestFacts(t *testing.T) {
 			}
 			if (len(f.result.Gaps) > 0) != (test.unreadable > 0) || f.counts["unreadable"] != test.unreadable || f.result.Omitted != nil {
 				t.Errorf("gaps %q, %v, omitted %v", f.result.Gaps, f.counts, f.result.Omitted)
+			}
+		})
+	}
+}
+
+// TestFallback: where the kernel takes no BPF programs, ptrace sees the same.
+func TestFallback(t *testing.T) {
+	m := start(t)
+	m.load(request{PTrace: true})
+	same := []string{"int80", "mux", "vforkexec", "doublefork", "rename", "memfd", "killed", "rwx", "paths", "connect", "kernel"}
+	for _, test := range factTests() {
+		if !slices.Contains(same, test.name) {
+			continue
+		}
+		t.Run(test.name, func(t *testing.T) {
+			f := m.traced(t, request{Argv: []string{"/usr/bin/" + test.name}, PIDNS: !test.global})
+			if f.run.Status != test.status {
+				t.Errorf("wait status %#x, want %#x", f.run.Status, test.status)
+			}
+			if diff := cmp.Diff(test.family, f.family()); diff != "" {
+				t.Errorf("processes: %s", diff)
+			}
+			// A call's record is made when the process has stopped after it, and
+			// others go on meanwhile.
+			want, got := slices.Sorted(slices.Values(test.events)), slices.Sorted(slices.Values(f.events))
+			if diff := cmp.Diff(want, got); test.events != nil && diff != "" {
+				t.Errorf("events: %s", diff)
 			}
 		})
 	}

@@ -32,6 +32,7 @@ const progs = "../../../sandboxd/testdata/progs"
 var built struct {
 	once                sync.Once
 	dir, kernel, initrd string
+	offsets             []byte
 }
 
 func TestMain(m *testing.M) {
@@ -60,6 +61,9 @@ type request struct {
 	Timeout time.Duration `json:"timeout,omitempty"`
 	Ring    int           `json:"ring,omitempty"`
 	Slow    time.Duration `json:"slow,omitempty"`
+
+	Calibrate bool `json:"calibrate,omitempty"`
+	PTrace    bool `json:"ptrace,omitempty"`
 }
 
 type result struct {
@@ -71,6 +75,7 @@ type result struct {
 	Stats   []tracer.CPUStats
 	Clock   string
 	TimeOut bool
+	Offsets map[string]uint32
 
 	Trace  []byte
 	Output string
@@ -219,6 +224,7 @@ func buildGuest(t testing.TB, cache, dir string) (kernel, initrd string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	built.offsets = offsets
 	more := cpio(t, dir, offsets)
 	old, err := os.ReadFile(img.InitramfsPath())
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 // TestLayout compares what both sides believe of their common structures: the
 // object knows bpf/record.h.
 func TestLayout(t *testing.T) {
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(objectLE))
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(tracerObject))
 	if err != nil {
 		t.Fatal(err)
 	}

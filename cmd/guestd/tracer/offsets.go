@@ -7,28 +7,20 @@ package tracer
 import (
 	"encoding/json"
 	"fmt"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/petri-sandbox/petri/schemas/sysno"
 )
 
-// offsets is the document that sandboxd/image makes of a kernel's BTF.
+// offsets is the document that sandboxd/image makes of a kernel's BTF. What it
+// says of registers and ABIs is not needed: guestd knows its CPU ([cpus]).
 type offsets struct {
-	Schema  string `json:"schema"`
-	Machine string `json:"machine"`
-	Regs    struct {
-		Args   [6]uint32 `json:"args"`
-		Compat [6]uint32 `json:"compat"`
-		IP     uint32    `json:"ip"`
-		Number uint32    `json:"number"`
-	} `json:"regs"`
-	Compat struct {
-		ABI  string `json:"abi"`
-		Mask uint32 `json:"mask"`
-		X32  string `json:"x32"`
-	} `json:"compat"`
-	Fields map[string]uint32 `json:"fields"`
+	Schema  string            `json:"schema"`
+	Machine string            `json:"machine"`
+	Fields  map[string]uint32 `json:"fields"`
+	btf     bool              // the kernel has it
 }
 
 const offsetsSchema = "petri.offsets.v1"
@@ -44,6 +36,11 @@ func parseOffsets(b []byte) (*offsets, error) {
 	if o.Schema != offsetsSchema {
 		return nil, fmt.Errorf("%w: schema %q is not %q", ErrOffsets, o.Schema, offsetsSchema)
 	}
+	cpu, _ := thisCPU()
+	if native, ok := sysno.ParseABI(o.Machine); !ok || native != cpu.native {
+		return nil, fmt.Errorf("%w: of machine %q", ErrOffsets, o.Machine)
+	}
+	o.btf = true
 	return &o, nil
 }
 
@@ -56,8 +53,12 @@ type config struct {
 	MuxBase                   uint32
 	Helpers                   uint32
 	Batch, WakeBytes          uint32
-	CompatMask                uint32
-	RegsIP, RegsNr            uint32
+	BTF                       uint32
+	CompatMask, CompatFirst   uint32
+	ENOTSOCK                  uint32
+	RegsIP, RegsIP32          uint32
+	RegsNr, NrMask            uint32
+	RegsSP                    uint32
 	RegsArgs, RegsCompat      [6]uint32
 	TaskStatus                uint32
 	TaskPid, TaskTgid         uint32
@@ -91,22 +92,25 @@ const wakeBytes = 1 << 20
 // configure fills in the variables of the BPF programs and returns the ABI of
 // the kernel.
 func configure(spec *ebpf.CollectionSpec, o *offsets, cfg Config) (sysno.ABI, error) {
-	native, ok := sysno.ParseABI(o.Machine)
+	cpu, ok := thisCPU()
 	if !ok {
-		return 0, fmt.Errorf("%w: unknown machine %q", ErrOffsets, o.Machine)
+		return 0, fmt.Errorf("configure BPF programs: no registers are known of %s", runtime.GOARCH)
 	}
-	compat, _ := sysno.ParseABI(o.Compat.ABI)
-	x32, _ := sysno.ParseABI(o.Compat.X32)
-	tables := makeSpecs(native, compat)
+	native := cpu.native
+	tables := makeSpecs(native, cpu.compat)
 	c := config{
-		ABI: uint32(native), ABICompat: uint32(compat), ABIX32: uint32(x32),
-		MuxBase: tables.muxBase, WakeBytes: wakeBytes,
-		RegsIP: o.Regs.IP, RegsNr: o.Regs.Number, RegsArgs: o.Regs.Args, RegsCompat: o.Regs.Compat,
+		ABI: uint32(native), ABICompat: uint32(cpu.compat), MuxBase: tables.muxBase, WakeBytes: wakeBytes,
+		CompatMask: cpu.compatMask, TaskStatus: cpu.compatAt, CompatFirst: cpu.compatFirst, ENOTSOCK: notSocket,
+		RegsIP: cpu.regs.IP, RegsIP32: cpu.regs.IP32, RegsNr: cpu.regs.Number, NrMask: cpu.numberMask,
+		RegsSP: cpu.regs.SP, RegsArgs: cpu.regs.Args, RegsCompat: cpu.regs.Compat,
 	}
-	if compat != 0 {
-		c.CompatMask = o.Compat.Mask
+	if native == sysno.AMD64 {
+		c.ABIX32 = uint32(sysno.X32)
 	}
-	if cpus, err := ebpf.PossibleCPU(); err == nil && cpus == 1 {
+	if o.btf {
+		c.BTF = 1
+	}
+	if n, err := ebpf.PossibleCPU(); err == nil && n == 1 {
 		c.Batch = 1
 	}
 	if !cfg.NoHelpers {
@@ -143,7 +147,6 @@ func (c *config) fields(f map[string]uint32) error {
 		}
 		*into = v
 	}
-	get(&c.TaskStatus, "task_struct.thread_info.status")
 	get(&c.TaskPid, "task_struct.pid")
 	get(&c.TaskTgid, "task_struct.tgid")
 	get(&c.TaskLeader, "task_struct.group_leader")

@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -194,11 +193,9 @@ func (t *Tracer) pack(b []byte, records int) error {
 }
 
 func (t *Tracer) add(r *trace.Record) error {
-	atomic.AddUint64(&t.made, 1)
+	t.made.Add(1)
 	return t.enc.Add(r)
 }
-
-func (t *Tracer) madeSoFar() uint64 { return atomic.LoadUint64(&t.made) }
 
 func (t *Tracer) statsRecord(s CPUStats) *trace.Record {
 	now := bootTime()

@@ -18,10 +18,10 @@ package tracer
 
 import (
 	"bytes"
-	_ "embed"
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -30,11 +30,22 @@ import (
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
 
-//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfel.o
-//go:generate llvm-strip-14 -g tracer_bpfel.o
-
-//go:embed tracer_bpfel.o
-var objectLE []byte
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfel64.o
+//go:generate llvm-strip-14 -g tracer_bpfel64.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfel64.o
+//go:generate llvm-strip-14 -g calibrate_bpfel64.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfel32.o
+//go:generate llvm-strip-14 -g tracer_bpfel32.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfel32.o
+//go:generate llvm-strip-14 -g calibrate_bpfel32.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfeb64.o
+//go:generate llvm-strip-14 -g tracer_bpfeb64.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfeb64.o
+//go:generate llvm-strip-14 -g calibrate_bpfeb64.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfeb32.o
+//go:generate llvm-strip-14 -g tracer_bpfeb32.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfeb32.o
+//go:generate llvm-strip-14 -g calibrate_bpfeb32.o
 
 // ErrOffsets says that the configuration does not fit: it is none, or that of
 // another kernel.
@@ -43,9 +54,11 @@ var ErrOffsets = errors.New("unusable kernel offsets")
 // DefaultRing is the size of the ring between kernel and guestd.
 const DefaultRing = 8 << 20
 
-// Config says how to trace. Offsets is required.
+// Config says how to trace.
 type Config struct {
 	// Offsets is what sandboxd/image.KernelOffsets made of the kernel that runs.
+	// Without them Load finds out what it can where things are, for which it
+	// starts this program again: main must call [Calibrating] first.
 	Offsets []byte
 	// Ring is the ring's size in bytes, a power of two; 0 is [DefaultRing].
 	Ring int
@@ -68,18 +81,18 @@ type Tracer struct {
 	lock    chan struct{}
 	enc     *trace.Encoder // nil while nobody runs
 	threads threads
-	made    uint64 // records that guestd itself has added
+	made    atomic.Uint64 // records that guestd itself has added
 }
 
 // Load loads the BPF programs and attaches them. From then on every system call
 // of the guest pays for looking whether it is to be recorded; nothing is until
 // [Tracer.Arm]. The caller closes the Tracer.
 func Load(cfg Config) (*Tracer, error) {
-	o, err := parseOffsets(cfg.Offsets)
+	o, err := offsetsFor(cfg)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(objectLE))
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(tracerObject))
 	if err != nil {
 		return nil, fmt.Errorf("parse BPF object: %w", err)
 	}
@@ -181,7 +194,7 @@ type CPUStats struct {
 // CPU's.
 func (t *Tracer) Stats() []CPUStats {
 	all := t.ctl.stats()
-	all[0].Produced += t.madeSoFar()
+	all[0].Produced += t.made.Load()
 	out := all[:1]
 	for _, s := range all[1:] {
 		if s.Produced+s.Untracked > 0 {
@@ -197,7 +210,7 @@ func (t *Tracer) totals() (produced, lost, unreadable uint64) {
 		lost += s.Lost
 		unreadable += s.Unreadable
 	}
-	return produced + t.madeSoFar(), lost, unreadable
+	return produced + t.made.Load(), lost, unreadable
 }
 
 // pageSize is the kernel's.

@@ -12,8 +12,18 @@
 
 inline_ u32 padded(u32 n) { return (n + 7) & ~7u; }
 
+/* place is where the next attachment goes. That it is a multiple of 8 the
+ * verifier must see, for CPUs that cannot read across. */
+inline_ u64 place(struct task *t)
+{
+	u64 off = t->length;
+
+	asm volatile("%0 &= %1" : "+r"(off) : "i"(0x1ff8));
+	return off;
+}
+
 /* finish writes the header of the attachment at off and counts it. */
-inline_ void finish(struct task *t, u32 off, u32 meta, u32 flags, u32 n)
+inline_ void finish(struct task *t, u64 off, u32 meta, u32 flags, u32 n)
 {
 	struct attachment *a = (void *)&t->data[off];
 
@@ -42,7 +52,7 @@ inline_ void zero_tail(u8 *p, u32 n)
 /* put_empty appends an attachment that holds only flags. */
 inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 {
-	u32 off = t->length;
+	u64 off = place(t);
 
 	if (off > AREA - HEAD)
 		return -1;
@@ -78,7 +88,7 @@ inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 __noinline int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
 {
 	GUARD(t);
-	u32 off = t->length;
+	u64 off = place(t);
 
 	if (off <= AREA - HEAD - LARGE)
 		PUT_STRING(bpf_probe_read_user_str, LARGE)
@@ -94,7 +104,8 @@ __noinline int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
 __noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
 {
 	GUARD(t);
-	u32 off = t->length, flags = 0;
+	u64 off = place(t);
+	u32 flags = 0;
 
 	if (off <= AREA - HEAD - LARGE)
 		PUT_STRING(bpf_probe_read_kernel_str, LARGE)
@@ -122,7 +133,7 @@ __noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
 __noinline int put_bytes(struct task *t, u64 ptr, u32 n, u32 meta, u32 flags)
 {
 	GUARD(t);
-	u32 off = t->length;
+	u64 off = place(t);
 
 	if (n == 0)
 		return 0;
@@ -186,10 +197,10 @@ __noinline int piece_name(struct task *t, u32 at, u64 ptr)
 /* close_pieces makes n bytes that lie behind the attachments one of them. */
 __noinline int close_pieces(struct task *t, u32 n, u32 meta, u32 flags)
 {
-	u32 off;
+	u64 off;
 
 	GUARD(t);
-	off = t->length;
+	off = place(t);
 	if (off > AREA - HEAD - LARGE || n > LARGE - 8)
 		return -EFAULT;
 	zero_tail(&t->data[off + HEAD], n);

@@ -3,8 +3,14 @@
 
 #define META(arg, kind) ((u32)(arg) | (kind) << 8)
 
+/* word_of is the size of a pointer in the call's ABI. */
+inline_ u32 word_of(struct task *t)
+{
+	return t->rec.abi == cfg.abi ? sizeof(klong) : 4;
+}
+
 /* load_mux puts the arguments of a sub-call in the place of the call's own. */
-__noinline int load_mux(struct task *t, u32 is_compat)
+__noinline int load_mux(struct task *t, u32 word)
 {
 	u64 sub, ptr, *a;
 	int i;
@@ -16,7 +22,7 @@ __noinline int load_mux(struct task *t, u32 is_compat)
 	if (sub == 0 || sub > 31)
 		return 0;
 	/* The array may end with its page: take what there is. */
-	if (is_compat) {
+	if (word == 4) {
 		u32 w[6] = {};
 		if (bpf_probe_read_user(w, sizeof(w), (void *)ptr) && bpf_probe_read_user(w, 12, (void *)ptr) &&
 		    bpf_probe_read_user(w, 8, (void *)ptr))
@@ -34,11 +40,6 @@ __noinline int load_mux(struct task *t, u32 is_compat)
 	t->rec.mux = sub;
 	t->spec = cfg.mux_base + (u32)sub;
 	return 1;
-}
-
-inline_ u32 word_of(struct task *t)
-{
-	return t->rec.abi == cfg.abi ? sizeof(u64) : 4;
 }
 
 /* put_msg appends the address and the buffers of a struct msghdr. */
@@ -62,7 +63,7 @@ __noinline int put_msg(struct task *t, u64 msg, u32 arg, u64 total, u32 flags)
 		if (bpf_probe_read_user(m, sizeof(m), (void *)msg))
 			return -EFAULT;
 		name = m[0];
-		length = (u32)m[1];
+		length = ((u32 *)m)[2];
 		iov = m[2];
 		count = m[3];
 	}
@@ -147,7 +148,7 @@ __noinline int later(struct task *t, u32 i)
 		return 0;
 	t->retry |= 1 << i;
 	/* Only that there is nothing is certain: the lock may be taken. */
-	if (bpf_find_vma(bpf_get_current_task_btf(), args(t)[i], found, 0, 0) == -ENOENT)
+	if (cfg.btf && bpf_find_vma(bpf_get_current_task_btf(), args(t)[i], found, 0, 0) == -ENOENT)
 		t->retry |= WILD(i);
 	return 0;
 }
@@ -244,7 +245,7 @@ inline_ int garbage(struct task *t, u32 retry, u32 i)
 	if (t->rec.result >= 0)
 		return 0;
 	/* No descriptor, no look at the vectors that should go there. */
-	if ((t->rec.result == -EBADF || t->rec.result == -ENOTSOCK) && kind >= CAPTURE_IOV && kind <= CAPTURE_MMSG)
+	if ((t->rec.result == -EBADF || t->rec.result == -(s64)cfg.enotsock) && kind >= CAPTURE_IOV && kind <= CAPTURE_MMSG)
 		return 1;
 	return retry & WILD(i) || (t->rec.result == -EFAULT && !(t->flags & SHARED));
 }

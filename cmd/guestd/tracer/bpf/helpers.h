@@ -47,6 +47,7 @@ static u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
 static long (*bpf_map_push_elem)(void *map, const void *value, u64 flags) = (void *)87;
 static long (*bpf_map_pop_elem)(void *map, void *value) = (void *)88;
 static long (*bpf_ringbuf_output)(void *map, void *data, u64 size, u64 flags) = (void *)130;
+static u64 (*bpf_get_current_task)(void) = (void *)35;
 /* The results of these two may be read like memory of ours. */
 static void *(*bpf_get_current_task_btf)(void) = (void *)158;
 static void *(*bpf_task_pt_regs)(void *task) = (void *)175;

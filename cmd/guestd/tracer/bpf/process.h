@@ -4,7 +4,7 @@
 /* ns_nr is the number of a task's thread in the pid namespace of a level. */
 __noinline u32 ns_nr(u64 task, u32 level)
 {
-	u64 pid = rd64(task + cfg.task_thread_pid);
+	u64 pid = rdp(task + cfg.task_thread_pid);
 
 	if (!pid || rd32(pid + cfg.pid_level) < level)
 		return 0;
@@ -13,7 +13,7 @@ __noinline u32 ns_nr(u64 task, u32 level)
 
 inline_ u32 level_of(u64 task)
 {
-	return rd32(rd64(task + cfg.task_thread_pid) + cfg.pid_level) & 31;
+	return rd32(rdp(task + cfg.task_thread_pid) + cfg.pid_level) & 31;
 }
 
 /* event begins a record of another type about the task. */
@@ -38,7 +38,7 @@ inline_ struct task *event(struct task *of, u32 type, u32 n)
 /* identify fills in who the task is, and tells guestd. */
 static __noinline int identify(struct task *t, u64 task)
 {
-	u64 leader = rd64(task + cfg.task_leader);
+	u64 leader = rdp(task + cfg.task_leader);
 	struct task *e;
 
 	t->rec.type = REC_SYSCALL;
@@ -147,7 +147,7 @@ __noinline int forked(struct task *t, u64 parent, u64 child)
 	u64 share = 0;
 
 	GUARD(t);
-	if (rd64(parent + cfg.task_mm) == rd64(child + cfg.task_mm)) {
+	if (rdp(parent + cfg.task_mm) == rdp(child + cfg.task_mm)) {
 		share |= SHARE_VM;
 		t->flags |= SHARED;
 	}
@@ -164,9 +164,9 @@ __noinline int forked(struct task *t, u64 parent, u64 child)
 	}
 	if (tgid == t->tgid)
 		share |= SHARE_THREAD;
-	if (rd64(parent + cfg.task_files) == rd64(child + cfg.task_files))
+	if (rdp(parent + cfg.task_files) == rdp(child + cfg.task_files))
 		share |= SHARE_FILES;
-	if (rd64(parent + cfg.task_fs) == rd64(child + cfg.task_fs))
+	if (rdp(parent + cfg.task_fs) == rdp(child + cfg.task_fs))
 		share |= SHARE_FS;
 	args(e)[5] = share;
 	return emit(e, 0);
@@ -209,19 +209,19 @@ __noinline int walk_up(struct task *e, struct walk *w)
 		w->done = 1;
 		return 0;
 	}
-	up = rd64(w->dentry + cfg.dentry_parent);
+	up = rdp(w->dentry + cfg.dentry_parent);
 	if (up == w->dentry) { /* the root of a mount */
-		u64 mount = w->vfsmnt - cfg.mount_mnt, above = rd64(mount + cfg.mount_parent);
+		u64 mount = w->vfsmnt - cfg.mount_mnt, above = rdp(mount + cfg.mount_parent);
 
 		if (!above || above == mount)
 			return 0;
-		w->dentry = rd64(mount + cfg.mount_point);
+		w->dentry = rdp(mount + cfg.mount_point);
 		w->vfsmnt = above + cfg.mount_mnt;
 		return 1;
 	}
 	if (w->pos > LARGE - 8 - PIECE_NAME)
 		return 0;
-	n = piece_name(e, e->length + HEAD + w->pos, rd64(w->dentry + cfg.dentry_name));
+	n = piece_name(e, e->length + HEAD + w->pos, rdp(w->dentry + cfg.dentry_name));
 	if (n <= 0)
 		return 0;
 	w->pos += n;
@@ -241,11 +241,11 @@ __noinline int put_cwd(struct task *e, u64 task)
 	GUARD(e);
 	if (cfg.mount_parent == OFF_NONE || e->length > AREA - HEAD - LARGE)
 		return 0;
-	fs = rd64(task + cfg.task_fs);
-	w.dentry = rd64(fs + cfg.fs_pwd + cfg.path_dentry);
-	w.vfsmnt = rd64(fs + cfg.fs_pwd + cfg.path_mnt);
-	w.root = rd64(fs + cfg.fs_root + cfg.path_dentry);
-	w.root_mnt = rd64(fs + cfg.fs_root + cfg.path_mnt);
+	fs = rdp(task + cfg.task_fs);
+	w.dentry = rdp(fs + cfg.fs_pwd + cfg.path_dentry);
+	w.vfsmnt = rdp(fs + cfg.fs_pwd + cfg.path_mnt);
+	w.root = rdp(fs + cfg.fs_root + cfg.path_dentry);
+	w.root_mnt = rdp(fs + cfg.fs_root + cfg.path_mnt);
 	for (i = 0; i < CWD_COUNT; i++)
 		if (!walk_up(e, &w))
 			break;
@@ -272,7 +272,7 @@ __noinline int put_range(struct task *e, u64 from, u64 to, u32 limit, u32 kind)
 /* executed records that a task has become a program. */
 __noinline int executed(struct task *t, u64 task, u64 bprm, u32 old)
 {
-	u64 mm = rd64(task + cfg.task_mm), filename, interp, inode;
+	u64 mm = rdp(task + cfg.task_mm), filename, interp, inode;
 	struct task *e;
 
 	GUARD(t);
@@ -283,20 +283,20 @@ __noinline int executed(struct task *t, u64 task, u64 bprm, u32 old)
 	args(e)[0] = old;
 	args(e)[3] = rd32(bprm + cfg.bprm_argc);
 	args(e)[4] = rd32(bprm + cfg.bprm_envc);
-	args(e)[5] = rd32(rd64(task + cfg.task_cred) + cfg.cred_euid);
+	args(e)[5] = rd32(rdp(task + cfg.task_cred) + cfg.cred_euid);
 	if (cfg.mm_exe_file != OFF_NONE) {
-		inode = rd64(rd64(mm + cfg.mm_exe_file) + cfg.file_inode);
-		args(e)[1] = rd64(inode + cfg.inode_ino);
-		args(e)[2] = rd32(rd64(inode + cfg.inode_sb) + cfg.sb_dev);
+		inode = rdp(rdp(mm + cfg.mm_exe_file) + cfg.file_inode);
+		args(e)[1] = rdp(inode + cfg.inode_ino);
+		args(e)[2] = rd32(rdp(inode + cfg.inode_sb) + cfg.sb_dev);
 	}
-	filename = rd64(bprm + cfg.bprm_filename);
+	filename = rdp(bprm + cfg.bprm_filename);
 	put_kernel_string(e, filename, META(NO_ARG, ATT_STRING));
-	put_range(e, rd64(mm + cfg.mm_arg_start), rd64(mm + cfg.mm_arg_end), LARGE, ATT_ARGV);
+	put_range(e, rdp(mm + cfg.mm_arg_start), rdp(mm + cfg.mm_arg_end), LARGE, ATT_ARGV);
 	put_kernel_string(e, task + cfg.task_comm, META(NO_ARG, ATT_COMM));
-	interp = rd64(bprm + cfg.bprm_interp);
+	interp = rdp(bprm + cfg.bprm_interp);
 	if (interp != filename)
 		put_kernel_string(e, interp, META(NO_ARG, ATT_INTERP));
-	put_range(e, rd64(mm + cfg.mm_env_start), rd64(mm + cfg.mm_env_end), 1024, ATT_ENV);
+	put_range(e, rdp(mm + cfg.mm_env_start), rdp(mm + cfg.mm_env_end), 1024, ATT_ENV);
 	put_cwd(e, task);
 	return emit(e, 0);
 }
@@ -325,7 +325,7 @@ static __noinline struct task *moved(u32 from, u32 to, u64 task)
 /* started_by_kernel: core_pattern, modprobe and the like. */
 inline_ int started_by_kernel(u64 task)
 {
-	return cfg.helpers && ctl.engaged && rd32(rd64(task + cfg.task_parent) + cfg.task_flags) & PF_KTHREAD;
+	return cfg.helpers && ctl.engaged && rd32(rdp(task + cfg.task_parent) + cfg.task_flags) & PF_KTHREAD;
 }
 
 SEC("raw_tracepoint/sched_process_exec")
@@ -371,14 +371,14 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	t->in_call = 0;
 	e = event(t, REC_EXIT, 3);
 	if (e) {
-		signal = rd64(task + cfg.task_signal);
+		signal = rdp(task + cfg.task_signal);
 		live = rd32(signal + cfg.signal_live);
 		args(e)[0] = rd32(task + cfg.task_exit_code);
 		args(e)[1] = live;
 		if (!live)
 			args(e)[2] = rd32(signal + cfg.signal_flags) & SIGNAL_GROUP_EXIT ?
 				rd32(signal + cfg.signal_exit_code) :
-				rd32(rd64(task + cfg.task_leader) + cfg.task_exit_code);
+				rd32(rdp(task + cfg.task_leader) + cfg.task_exit_code);
 		emit(e, 0);
 	}
 	release(tid);

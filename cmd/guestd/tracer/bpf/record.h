@@ -13,6 +13,15 @@ typedef unsigned long long u64;
 typedef int s32;
 typedef long long s64;
 
+/* The kernel's long. */
+#ifdef LONG32
+typedef u32 klong;
+typedef s32 kslong;
+#else
+typedef u64 klong;
+typedef s64 kslong;
+#endif
+
 struct record {
 	u16 length;
 	u8 type;
@@ -86,8 +95,12 @@ struct config {
 	u32 helpers; /* follow programs that the kernel starts */
 	u32 batch; /* there is one CPU */
 	u32 wake_bytes; /* wake the reader after as many */
+	u32 btf; /* the kernel has BTF, so that programs can look at a task directly */
 	u32 compat_mask; /* bits of task_status that mark a 32-bit call */
-	u32 regs_ip, regs_nr;
+	u32 compat_first; /* or these numbers do, and the next 999 */
+	u32 enotsock; /* MIPS has its own */
+	u32 regs_ip, regs_ip32, regs_nr, nr_mask;
+	u32 regs_sp; /* further arguments are on the stack there; OFF_NONE: never */
 	u32 regs_args[6], regs_compat[6];
 	u32 task_status, task_pid, task_tgid, task_leader, task_parent, task_start, task_thread_pid;
 	u32 task_signal, task_exit_code, task_mm, task_files, task_fs, task_flags, task_comm;
@@ -126,6 +139,7 @@ struct control {
  * no more than that.
  */
 #define AREA 7936
+#define REGS 304 /* of struct pt_regs, as much as may be needed of it */
 
 #define WILD(i) (0x100u << (i))
 #define AGAIN 0x80000000u /* in retry: the arguments of a sub-call */

@@ -11,7 +11,11 @@
  * and so do its descendants, at their fork.
  *
  * There is no BTF of the kernel at run time: where its structures' fields lie
- * is configuration, made when the guest's image was built.
+ * is configuration, made when the guest's image was built, or found out before
+ * (calibrate.bpf.c).
+ *
+ * The same source serves kernels of either byte order, and with LONG32 those
+ * whose long has 32 bits.
  */
 #include "record.h"
 #include "helpers.h"
@@ -22,7 +26,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ENOENT 2
 #define EBADF 9
 #define EFAULT 14
-#define ENOTSOCK 88
 #define PAGE 4096 /* or a part of one */
 #define MAX_SPECS 2048
 #define PF_KTHREAD 0x00200000
@@ -106,6 +109,14 @@ struct {
 __noinline u64 rd64(u64 addr)
 {
 	u64 v = 0;
+	bpf_probe_read_kernel(&v, sizeof(v), (void *)addr);
+	return v;
+}
+
+/* rdp reads a pointer or long of the kernel's. */
+__noinline u64 rdp(u64 addr)
+{
+	klong v = 0;
 	bpf_probe_read_kernel(&v, sizeof(v), (void *)addr);
 	return v;
 }
@@ -207,7 +218,7 @@ __noinline int put(struct task *t, u32 count)
 	if (cfg.batch) {
 		if (stage.used > STAGE - STAGED || n > STAGED)
 			unstage();
-		at = stage.used;
+		at = stage.used & (STAGE - 8); /* a multiple of 8, for the verifier */
 		if (n <= STAGED && at <= STAGE - STAGED) {
 			from = (u64 *)&t->rec;
 			to = (u64 *)&stage.data[at];
@@ -256,19 +267,71 @@ inline_ void set_args(struct task *t, u32 n)
 /* Offsets are constants to the verifier, as it needs them for such memory. */
 #define FIELD(type, base, off) (*(type *)((u8 *)(base) + (off)))
 
-/* begin fills in what is known when a call begins. */
-inline_ volatile const struct spec *begin(struct task *t, u32 nr)
+/* A call of MIPS o32 that has its number and arguments as arguments. */
+#define O32_SYSCALL 4000
+
+/* stack_args fetches what o32 passes on the stack: all behind the fourth, and
+ * of the call above one more. */
+__noinline int stack_args(struct task *t, u64 sp)
 {
-	void *task = bpf_get_current_task_btf(), *regs = bpf_task_pt_regs(task);
-	u32 at, plain = nr, abi = cfg.abi;
+	u32 w[3] = {};
+	u64 *a;
+
+	GUARD(t);
+	a = args(t);
+	if (bpf_probe_read_user(w, sizeof(w), (void *)(sp + 16)))
+		return 0;
+	if (t->rec.call == O32_SYSCALL) {
+		t->rec.call = a[0];
+		a[0] = a[1];
+		a[1] = a[2];
+		a[2] = a[3];
+		a[3] = w[0];
+		a[4] = w[1];
+		a[5] = w[2];
+	} else {
+		a[4] = w[0];
+		a[5] = w[1];
+	}
+	return 0;
+}
+
+/* is_compat says whether a call is one of the second ABI that the kernel has:
+ * its number tells, or the task's state. */
+inline_ int is_compat(void *task, u32 nr)
+{
+	u32 status;
+
+	if (cfg.compat_first)
+		return nr - cfg.compat_first < 1000;
+	if (!cfg.compat_mask)
+		return 0;
+	if (cfg.btf)
+		status = FIELD(u32, task, cfg.task_status);
+	else
+		status = rd32((u64)task + cfg.task_status);
+	return status & cfg.compat_mask;
+}
+
+/* begin fills in what is known when a call begins. */
+inline_ volatile const struct spec *begin(struct task *t, u32 nr, u64 pt_regs)
+{
+	void *task, *regs;
+	u32 at, abi = cfg.abi, stacked = cfg.regs_sp != OFF_NONE;
 	volatile const struct spec *s;
 	u64 *a = args(t);
 
-	if (cfg.compat_mask && FIELD(u32, task, cfg.task_status) & cfg.compat_mask) {
+	if (cfg.btf) {
+		task = bpf_get_current_task_btf();
+		regs = bpf_task_pt_regs(task);
+	} else {
+		task = (void *)(u64)(klong)bpf_get_current_task();
+		regs = &t->data[AREA - REGS]; /* nothing is there yet */
+		bpf_probe_read_kernel(regs, REGS, (void *)pt_regs);
+	}
+	if (is_compat(task, nr)) {
 		abi = cfg.abi_compat;
-		at = nr - compat.first;
-		at = at < compat.count ? compat.base + at : 0;
-		t->rec.ip = FIELD(u32, regs, cfg.regs_ip);
+		t->rec.ip = FIELD(u32, regs, cfg.regs_ip32);
 		a[0] = FIELD(u32, regs, cfg.regs_compat[0]);
 		a[1] = FIELD(u32, regs, cfg.regs_compat[1]);
 		a[2] = FIELD(u32, regs, cfg.regs_compat[2]);
@@ -276,27 +339,40 @@ inline_ volatile const struct spec *begin(struct task *t, u32 nr)
 		a[4] = FIELD(u32, regs, cfg.regs_compat[4]);
 		a[5] = FIELD(u32, regs, cfg.regs_compat[5]);
 	} else {
+		stacked = stacked && sizeof(klong) == 4;
+		t->rec.ip = FIELD(klong, regs, cfg.regs_ip);
+		a[0] = FIELD(klong, regs, cfg.regs_args[0]);
+		a[1] = FIELD(klong, regs, cfg.regs_args[1]);
+		a[2] = FIELD(klong, regs, cfg.regs_args[2]);
+		a[3] = FIELD(klong, regs, cfg.regs_args[3]);
+		a[4] = FIELD(klong, regs, cfg.regs_args[4]);
+		a[5] = FIELD(klong, regs, cfg.regs_args[5]);
+	}
+	t->rec.call = nr;
+	if (stacked && nr == O32_SYSCALL) {
+		stack_args(t, FIELD(klong, regs, cfg.regs_sp));
+		nr = t->rec.call;
+		stacked = 0;
+	}
+	if (abi == cfg.abi_compat) {
+		at = nr - compat.first;
+		at = at < compat.count ? compat.base + at : 0;
+	} else {
 		if (nr & X32_BIT && cfg.abi_x32) {
 			abi = cfg.abi_x32;
-			plain &= ~X32_BIT;
+			nr &= ~X32_BIT;
 		}
-		at = plain - native.first;
+		at = nr - native.first;
 		at = at < native.count ? native.base + at : 0;
-		t->rec.ip = FIELD(u64, regs, cfg.regs_ip);
-		a[0] = FIELD(u64, regs, cfg.regs_args[0]);
-		a[1] = FIELD(u64, regs, cfg.regs_args[1]);
-		a[2] = FIELD(u64, regs, cfg.regs_args[2]);
-		a[3] = FIELD(u64, regs, cfg.regs_args[3]);
-		a[4] = FIELD(u64, regs, cfg.regs_args[4]);
-		a[5] = FIELD(u64, regs, cfg.regs_args[5]);
 	}
 	t->rec.abi = abi;
-	t->rec.call = nr;
 	t->rec.mux = 0;
 	t->spec = at;
 	s = &specs[at & (MAX_SPECS - 1)];
+	if (stacked && (s->args & 7) > 4)
+		stack_args(t, FIELD(klong, regs, cfg.regs_sp));
 	if (s->flags & SPEC_MUX) {
-		if (load_mux(t, abi == cfg.abi_compat))
+		if (load_mux(t, word_of(t)))
 			s = &specs[t->spec & (MAX_SPECS - 1)];
 		else
 			t->retry = AGAIN;
@@ -312,7 +388,7 @@ __noinline int demux(struct task *t)
 
 	GUARD(t);
 	t->retry = 0;
-	if (load_mux(t, t->rec.abi == cfg.abi_compat)) {
+	if (load_mux(t, word_of(t))) {
 		s = &specs[t->spec & (MAX_SPECS - 1)];
 		set_args(t, s->args & 7);
 		t->retry = s->in;
@@ -324,7 +400,7 @@ __noinline int demux(struct task *t)
 }
 
 /* enter is the beginning of a tracked task's call. */
-__noinline int enter(struct task *t, u32 nr)
+__noinline int enter(struct task *t, u32 nr, u64 regs)
 {
 	volatile const struct spec *s;
 
@@ -332,7 +408,7 @@ __noinline int enter(struct task *t, u32 nr)
 	t->rec.begin = bpf_ktime_get_boot_ns();
 	t->skip = 0;
 	t->retry = 0;
-	s = begin(t, nr);
+	s = begin(t, nr, regs);
 	if (s->in)
 		capture_in(t, s->in);
 	t->in_call = 1;
@@ -347,7 +423,7 @@ __noinline int enter(struct task *t, u32 nr)
 }
 
 /* leave is its end. */
-__noinline int leave(struct task *t, s64 result, u32 nr)
+__noinline int leave(struct task *t, s64 result, u32 nr, u64 regs)
 {
 	u32 flags = 0, out, in_call;
 
@@ -361,7 +437,7 @@ __noinline int leave(struct task *t, s64 result, u32 nr)
 		if ((s32)nr < 0)
 			return 0; /* an interrupt's or exception's way out */
 		t->rec.begin = bpf_ktime_get_boot_ns();
-		begin(t, nr);
+		begin(t, nr, regs);
 		t->spec = 0; /* what was there when it began is not known */
 		t->retry = 0;
 		flags = REC_F_NO_ENTRY;
@@ -385,7 +461,13 @@ int sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task *t = find(current_tid());
 
-	return t ? enter(t, ctx->args[1]) : 0;
+	return t ? enter(t, ctx->args[1], ctx->args[0]) : 0;
+}
+
+/* number_of finds the number of a call that was not seen to begin. */
+inline_ u32 number_of(u64 regs)
+{
+	return cfg.regs_nr == OFF_NONE ? OFF_NONE : rd32(regs + cfg.regs_nr) & cfg.nr_mask;
 }
 
 SEC("raw_tracepoint/sys_exit")
@@ -393,8 +475,7 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task *t = find(current_tid());
 
-	/* The number is needed only if the beginning was not seen. */
-	return t ? leave(t, ctx->args[1], t->in_call ? 0 : rd32(ctx->args[0] + cfg.regs_nr)) : 0;
+	return t ? leave(t, (kslong)ctx->args[1], t->in_call ? 0 : number_of(ctx->args[0]), ctx->args[0]) : 0;
 }
 
 #include "process.h"

@@ -12,29 +12,36 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sort"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/petri-sandbox/petri/cmd/guestd/ptracer"
 	"github.com/petri-sandbox/petri/cmd/guestd/tracer"
 )
 
 type request struct {
-	Op      string        `json:"op"` // load, run, unload or off
+	Op      string        `json:"op"` // load, run, unload, calibrate or off
 	Argv    []string      `json:"argv"`
 	Arm     bool          `json:"arm"`
 	PIDNS   bool          `json:"pidns"`
 	Timeout time.Duration `json:"timeout"` // of the whole tree; then it is flushed and killed
 	Ring    int           `json:"ring"`
 	Slow    time.Duration `json:"slow"` // per block
+	// Calibrate says to find the kernel's offsets out although they are there.
+	Calibrate bool `json:"calibrate"`
+	PTrace    bool `json:"ptrace"` // trace by package ptracer
 }
 
 type result struct {
@@ -45,6 +52,7 @@ type result struct {
 	PID     int               `json:"pid"`
 	Stats   []tracer.CPUStats `json:"stats,omitempty"`
 	Clock   string            `json:"clock,omitempty"`
+	Offsets map[string]uint32 `json:"offsets,omitempty"`
 	TimeOut bool              `json:"timeout"`
 }
 
@@ -52,14 +60,45 @@ type guest struct {
 	mu     sync.Mutex
 	port   *os.File
 	in     *bufio.Reader
-	tracer *tracer.Tracer
+	tracer recorder
 	stop   context.CancelFunc
 	done   chan error
 	slow   time.Duration
 	buf    []byte
 }
 
+// recorder is package tracer's or ptracer's.
+type recorder interface {
+	Run(ctx context.Context, emit func(block []byte) error) error
+	Flush(ctx context.Context) error
+	Close() error
+}
+
+// stageName is what a child calls itself that waits to be attached to before it
+// executes what its arguments say.
+const stageName = "traceinit-stage"
+
+// ptrace is about threads: a stage's only one is to be its first.
+func init() {
+	if os.Args[0] == stageName {
+		runtime.LockOSThread()
+	}
+}
+
+func stage() {
+	gate := os.NewFile(3, "gate")
+	_, _ = gate.Read(make([]byte, 1))
+	gate.Close()
+	fmt.Fprintln(os.Stderr, syscall.Exec(os.Args[1], os.Args[1:], os.Environ()))
+	os.Exit(127)
+}
+
 func main() {
+	tracer.Calibrating()
+	ptracer.Main()
+	if os.Args[0] == stageName {
+		stage()
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "traceinit:", err)
 		time.Sleep(time.Second)
@@ -99,6 +138,8 @@ func run() error {
 			g.tracer = nil
 		case "run":
 			res, err = g.exec(req)
+		case "calibrate":
+			res.Offsets, err = tracer.Calibrate()
 		case "off":
 			return nil
 		}
@@ -136,6 +177,10 @@ func boot() (*guest, error) {
 	for range 2000 {
 		if names, _ := filepath.Glob("/dev/vport*p*"); len(names) > 0 {
 			fd, err := unix.Open(names[0], unix.O_RDWR|unix.O_CLOEXEC, 0)
+			if err == unix.ENXIO {
+				time.Sleep(2 * time.Millisecond)
+				continue // the port is not ready yet
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -157,11 +202,25 @@ func (g *guest) frame(typ byte, b []byte) {
 
 func (g *guest) load(req request) error {
 	off, err := os.ReadFile("/tracer.json")
+	if req.Calibrate || errors.Is(err, fs.ErrNotExist) {
+		off, err = nil, nil
+	}
 	if err != nil {
 		return err
 	}
-	if g.tracer, err = tracer.Load(tracer.Config{Offsets: off, Ring: req.Ring}); err != nil {
-		return fmt.Errorf("%+v", err)
+	g.tracer = nil
+	if req.PTrace {
+		t, err := ptracer.Start()
+		if err != nil {
+			return err
+		}
+		g.tracer = t
+	} else {
+		t, err := tracer.Load(tracer.Config{Offsets: off, Ring: req.Ring})
+		if err != nil {
+			return fmt.Errorf("%+v", err)
+		}
+		g.tracer = t
 	}
 	g.slow = req.Slow
 	ctx, stop := context.WithCancel(context.Background())
@@ -178,6 +237,20 @@ func (g *guest) load(req request) error {
 		})
 	}()
 	return nil
+}
+
+// alone reports whether only the process of package ptracer is left.
+func (g *guest) alone() bool {
+	if _, ok := g.tracer.(*ptracer.Tracer); !ok {
+		return false
+	}
+	n := 0
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		n += len(strings.Fields(string(b)))
+	}
+	return n == 1
 }
 
 // exec runs a program and waits for all that descend from it.
@@ -202,17 +275,36 @@ func (g *guest) exec(req request) (result, error) {
 	if req.PIDNS {
 		attr.Sys.Cloneflags = syscall.CLONE_NEWPID
 	}
+	path, argv, start := req.Argv[0], req.Argv, time.Now()
+	attach := func() error { return nil }
 	if req.Arm {
-		if err := g.tracer.Arm(unix.Gettid()); err != nil {
-			return res, err
+		switch t := g.tracer.(type) {
+		case *tracer.Tracer:
+			if err := t.Arm(unix.Gettid()); err != nil {
+				return res, err
+			}
+			defer t.Disarm(unix.Gettid())
+		case *ptracer.Tracer:
+			r, w, err := os.Pipe()
+			if err != nil {
+				return res, err
+			}
+			defer r.Close()
+			defer w.Close()
+			attr.Files = append(attr.Files, r.Fd())
+			path, argv = "/proc/self/exe", append([]string{stageName}, req.Argv...)
+			attach = func() error {
+				err := t.Attach(context.Background(), res.PID)
+				_, _ = w.Write([]byte{0})
+				return err
+			}
 		}
 	}
-	start := time.Now()
-	res.PID, err = syscall.ForkExec(req.Argv[0], req.Argv, attr)
-	if req.Arm {
-		g.tracer.Disarm(unix.Gettid())
-	}
+	res.PID, err = syscall.ForkExec(path, argv, attr)
 	if err != nil {
+		return res, err
+	}
+	if err := attach(); err != nil {
 		return res, err
 	}
 	deadline := time.AfterFunc(req.Timeout, func() {
@@ -235,6 +327,9 @@ func (g *guest) exec(req request) (result, error) {
 			res.Status = int(st)
 			res.Took = time.Since(start)
 		}
+		if g.alone() {
+			break
+		}
 	}
 	deadline.Stop()
 	start = time.Now()
@@ -242,7 +337,9 @@ func (g *guest) exec(req request) (result, error) {
 		if err := g.tracer.Flush(context.Background()); err != nil {
 			return res, err
 		}
-		res.Stats = g.tracer.Stats()
+		if t, ok := g.tracer.(*tracer.Tracer); ok {
+			res.Stats = t.Stats()
+		}
 	}
 	res.Drain = time.Since(start)
 	text, _ := os.ReadFile("/out")

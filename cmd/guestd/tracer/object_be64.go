@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && (mips64 || ppc64 || s390x)
+
+package tracer
+
+import _ "embed"
+
+//go:embed tracer_bpfeb64.o
+var tracerObject []byte
+
+//go:embed calibrate_bpfeb64.o
+var calibrateObject []byte

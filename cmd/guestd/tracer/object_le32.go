@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && (386 || arm || mipsle)
+
+package tracer
+
+import _ "embed"
+
+//go:embed tracer_bpfel32.o
+var tracerObject []byte
+
+//go:embed calibrate_bpfel32.o
+var calibrateObject []byte
