@@ -24,6 +24,7 @@ const (
 	maxName      = 512
 	maxPath      = 4096
 	maxMediaType = 127
+	maxOpenIn    = 16 // processes that have a file open
 )
 
 // outlet is where gathered bytes go.
@@ -180,6 +181,7 @@ func (g *gather) Derive(d schemas.Derived, r io.Reader) error {
 	if d.File != nil {
 		f := *d.File
 		f.Path, f.Target, f.Change = text(f.Path, maxPath), text(f.Target, maxPath), text(f.Change, 16)
+		f.From = text(f.From, maxPath)
 		d.File = &f
 	}
 	if err := checkDerived(d); err != nil {
@@ -219,7 +221,7 @@ func checkDerived(d schemas.Derived) error {
 	if err := schemas.CheckKind(d.Kind); err != nil {
 		return fmt.Errorf("derived artifact: %w", err)
 	}
-	if len(d.Name) > maxName || len(d.MediaType) > maxMediaType || d.File != nil && (len(d.File.Path) > maxPath || len(d.File.Target) > maxPath || len(d.File.Change) > 16) {
+	if len(d.Name) > maxName || len(d.MediaType) > maxMediaType || d.File != nil && (len(d.File.Path) > maxPath || len(d.File.Target) > maxPath || len(d.File.Change) > 16 || len(d.File.From) > maxPath || len(d.File.OpenIn) > maxOpenIn) {
 		return errors.New("derived artifact: its name, path or media type is too long")
 	}
 	for _, c := range d.MediaType {

@@ -109,7 +109,7 @@ func (d *dropSet) coverage(sum machine.Collected, err error) schemas.SourceCover
 		case f.Stored:
 			c.Bytes += f.Size
 			c.Segments++
-		case f.Type == "file":
+		case f.Type == "file" && f.Change != "attributes": // the image's bytes
 			c.Lost++
 			c.Cut += uint64(f.Size)
 		}

@@ -40,9 +40,31 @@ type FileMeta struct {
 	UID      int       `json:"uid"`
 	GID      int       `json:"gid"`
 	Modified time.Time `json:"modified"`
-	Change   string    `json:"change"`           // created, modified or deleted
-	Target   string    `json:"target,omitempty"` // of a symbolic link
+	// Change is created, modified or deleted; attributes, where only mode, owner
+	// or times are others than in the image. A deleted file that has bytes was kept
+	// from before its deletion.
+	Change string `json:"change"`
+	Target string `json:"target,omitempty"` // of a symbolic link
+	// From is the image's path of a deleted file that has the bytes of this one: it
+	// was renamed, or copied and deleted.
+	From string `json:"from,omitempty"`
+	// Before is what the image has there.
+	Before *FileBefore `json:"before,omitempty"`
+	// OpenIn are processes that have it open or run it, although it has no name.
+	OpenIn []int `json:"open_in,omitempty"`
 }
+
+// FileBefore is a file of the image's.
+type FileBefore struct {
+	SHA256 *Digest `json:"sha256,omitempty"` // of a regular file
+	Size   int64   `json:"size"`
+	Mode   uint32  `json:"mode"`
+	UID    int     `json:"uid"`
+	GID    int     `json:"gid"`
+}
+
+// FileChanges are the changes of a [FileMeta].
+var FileChanges = []string{"created", "modified", "attributes", "deleted"}
 
 // Source names a high-volume stream of an analysis.
 type Source string

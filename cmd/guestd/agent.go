@@ -34,7 +34,8 @@ type agent struct {
 	mu       sync.Mutex
 	own      map[string]schemas.Digest // files in the container that we wrote
 	ran      bool
-	killed   int64 // processes of the sample that the kernel killed for memory, as told
+	kept     *keeper // nil: the sample has not started
+	killed   int64   // processes of the sample that the kernel killed for memory, as told
 	mac      string
 	endTrace func()        // ends the trace's stream; nil: there is none
 	watched  chan struct{} // closed when the sample's end has been told; nil: it has not run

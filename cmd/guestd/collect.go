@@ -47,7 +47,12 @@ func (a *agent) collect(q machine.Collect) (any, error) {
 		return nil, err
 	}
 	c := &collector{agent: a, q: q, files: guest.NewFilesWriter(w), buf: make([]byte, 32<<10)}
-	err = c.walkRoot(filepath.Join(overlayDir, "upper"))
+	upper := filepath.Join(overlayDir, "upper")
+	c.findDeleted(upper)
+	err = c.walkRoot(upper)
+	if err == nil {
+		err = c.nameless()
+	}
 	if ferr := c.files.Flush(); err == nil {
 		err = ferr
 	}
@@ -70,6 +75,7 @@ type collector struct {
 	bytes int64
 	holes int64                     // bytes of sparse files that were read
 	links map[uint64]schemas.Digest // of files with several names, by inode
+	gone  map[schemas.Digest]string // the image's files that were deleted
 }
 
 func (c *collector) walkRoot(dir string) error {
@@ -118,8 +124,12 @@ func inImage(p string) bool {
 
 func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, old bool, depth int) error {
 	old = old && inImage(p)
-	if !old {
-		if err := c.list(c.meta(p, st, false)); err != nil {
+	f := c.meta(p, st, old)
+	if f.Before = before(p, old); f.Before != nil {
+		f.Change = "attributes"
+	}
+	if f.Before == nil || f.Before.Mode != f.Mode || f.Before.UID != f.UID || f.Before.GID != f.GID {
+		if err := c.list(f); err != nil {
 			return err
 		}
 	}
@@ -191,6 +201,7 @@ func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t, old bool
 	case unix.S_IFCHR:
 		if st.Rdev == 0 { // a whiteout: overlayfs' mark of a deleted file
 			f.Type, f.Change, f.Reason = "none", "deleted", "deleted"
+			f.Before = before(p, true)
 		} else {
 			f.Reason = "character device"
 		}
@@ -231,6 +242,19 @@ func (c *collector) regular(dir *os.File, name, p string, st *unix.Stat_t, f sch
 	if c.agent.wrote(p, sum) {
 		return nil
 	}
+	f.Before = before(p, f.Change == "modified")
+	if b := f.Before; b != nil && b.SHA256 != nil && *b.SHA256 == sum {
+		f.Change, f.Reason = "attributes", "its bytes are the image's"
+		return c.list(f)
+	}
+	if f.Change == "created" && f.Size > 0 {
+		f.From = c.gone[sum]
+	}
+	return c.send(file, f)
+}
+
+// send sends the bytes of a file, or says why not.
+func (c *collector) send(file *os.File, f schemas.DroppedFile) error {
 	switch {
 	case f.Size > c.q.MaxFile:
 		f.Reason = fmt.Sprintf("larger than %d bytes", c.q.MaxFile)

@@ -53,7 +53,7 @@ func (a *agent) run(r machine.Run) (any, error) {
 	}
 	out.started()
 	begin := time.Now()
-	inner := a.innerPID(s.pid)
+	inner := innerPID(strconv.Itoa(s.pid))
 	watched := make(chan struct{})
 	a.mu.Lock()
 	a.watched = watched
@@ -94,6 +94,13 @@ func (a *agent) place(r machine.Run, out *console) (placed, error) {
 	}
 	if err := a.box.limit(a.memoryLimit(r.Limits.Memory), r.Limits.Tasks); err != nil {
 		return placed{}, fmt.Errorf("limit the sample: %w", err)
+	}
+	if k, err := a.box.keep(); err != nil {
+		a.fault("files that the sample deletes are not kept: %v", err)
+	} else {
+		a.mu.Lock()
+		a.kept = k
+		a.mu.Unlock()
 	}
 	p := placed{sum: sum}
 	if r.Load != "" {
@@ -366,8 +373,8 @@ func openStdin(b []byte) (*os.File, error) {
 }
 
 // innerPID is the process's number in the container.
-func (a *agent) innerPID(pid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+func innerPID(pid string) int {
+	b, err := os.ReadFile("/proc/" + pid + "/status")
 	if err != nil {
 		return 0
 	}

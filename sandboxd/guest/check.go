@@ -20,6 +20,7 @@ const (
 	maxReason  = 512
 	maxPath    = 4096 // PATH_MAX of Linux
 	maxMissing = 64   // libraries
+	maxOpenIn  = 16   // processes
 	maxOutput  = 16 << 10
 )
 
@@ -91,7 +92,7 @@ func checkFile(f schemas.DroppedFile) (schemas.DroppedFile, error) {
 	if !strings.HasPrefix(f.Path, "/") || path.Clean(f.Path) != f.Path || len(f.Path) > maxPath {
 		return f, fmt.Errorf("path %q", clip(f.Path, maxName))
 	}
-	if !slices.Contains([]string{"created", "modified", "deleted"}, f.Change) {
+	if !slices.Contains(schemas.FileChanges, f.Change) {
 		return f, fmt.Errorf("change %q", clip(f.Change, maxName))
 	}
 	if !slices.Contains(schemas.DroppedTypes, f.Type) {
@@ -100,7 +101,11 @@ func checkFile(f schemas.DroppedFile) (schemas.DroppedFile, error) {
 	if f.Size < 0 || f.Mode > 0o7777 {
 		return f, fmt.Errorf("size %d, mode %o", f.Size, f.Mode)
 	}
+	if b := f.Before; b != nil && (b.Size < 0 || b.Mode > 0o7777) {
+		return f, fmt.Errorf("size %d, mode %o before", b.Size, b.Mode)
+	}
 	f.Path, f.Target, f.Reason = clip(f.Path, maxPath), clip(f.Target, maxPath), clip(f.Reason, maxReason)
+	f.From, f.OpenIn = clip(f.From, maxPath), f.OpenIn[:min(len(f.OpenIn), maxOpenIn)]
 	return f, nil
 }
 

@@ -519,7 +519,7 @@ func TestCollect(t *testing.T) {
 		"/tmp/twin-a":  {Change: "created", Data: "the same bytes", Mode: 0o644, Stored: true},
 		"/tmp/twin-b":  {Change: "created", Data: "the same bytes", Mode: 0o644, Stored: true},
 		"/etc/profile": {Change: "modified", Data: "overwritten\n", Mode: 0o644, Stored: true},
-		// What a deletion leaves says nothing of what was there.
+		// What a deletion leaves is no file; the one before is told.
 		"/etc/protocols":         {Change: "deleted", Reason: "deleted"},
 		"/tmp/link":              {Change: "created", Reason: "symbolic link", Target: "/etc/shadow", Mode: 0o777},
 		"/tmp/dir":               {Change: "created", Mode: 0o711},
