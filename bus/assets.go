@@ -54,7 +54,7 @@ const (
 // Limits size the assets when they are made; those that there are keep the size
 // that they have, unless it is smaller. The zero value is for one machine.
 type Limits struct {
-	Replicas int   // 0: 3 on a cluster that has the servers for it, else 1
+	Replicas int   // 0: 3 on a cluster, else 1
 	Log      int64 // bytes
 	Store    int64 // bytes of artifacts
 	Jobs     int64 // waiting submissions
@@ -164,19 +164,31 @@ func (b *Bus) Reconcile(ctx context.Context, l Limits) error {
 	return nil
 }
 
-// ensureFirst makes the first stream, and learns by that how many replicas the
-// server can keep where nobody has said it: a client is told that there is a
-// cluster, not how large it is.
+// ensureFirst makes the first stream, and learns by that whether there is a
+// cluster, where nobody has said how many replicas there shall be. A cluster
+// that has too few servers may be starting: it is waited for, since with fewer
+// replicas than its owner expects a dead server would take the log with it.
 func (b *Bus) ensureFirst(ctx context.Context, cfg jetstream.StreamConfig, replicas int) (int, error) {
-	if replicas > 0 || b.nc.ConnectedClusterName() == "" {
-		replicas = max(1, replicas)
-		return replicas, b.ensureStream(ctx, cfg, replicas)
+	if replicas == 0 {
+		replicas = 1
+		if b.nc.ConnectedClusterName() != "" {
+			replicas = 3
+		}
 	}
-	err := b.ensureStream(ctx, cfg, 3)
-	if hasCode(err, codeNoPeers) || hasCode(err, codeNoReplicas) {
+	err := retry(ctx, func(ctx context.Context) error {
+		err := b.ensureStream(ctx, cfg, replicas)
+		if hasCode(err, codeNoPeers) {
+			return passing{err}
+		}
+		return err
+	})
+	if hasCode(err, codeNoReplicas) { // a cluster's name is all that it has
 		return 1, b.ensureStream(ctx, cfg, 1)
 	}
-	return 3, err
+	if hasCode(err, codeNoPeers) {
+		return 0, fmt.Errorf("the cluster has not the servers for %d copies of the log: start them, or say how many it shall be (petri bus run --replicas N): %w", replicas, err)
+	}
+	return replicas, err
 }
 
 // replicas is how many the log has: what is made later has as many.

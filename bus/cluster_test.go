@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,9 +142,18 @@ func TestCluster(t *testing.T) {
 	})
 }
 
+// A cluster with too few servers may be starting: fewer copies are made only
+// where somebody asks for them.
 func TestSmallCluster(t *testing.T) {
 	b := cluster(t, 2)
-	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
+	limits := bus.Limits{Log: 64 << 20, Store: 256 << 20}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if err := b.Reconcile(ctx, limits); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "--replicas") {
+		t.Errorf("%v", err)
+	}
+	limits.Replicas = 1
+	if err := b.Reconcile(t.Context(), limits); err != nil {
 		t.Fatal(err)
 	}
 	if n := replicas(t, b, "LOG"); n != 1 {

@@ -115,6 +115,7 @@ func busServeCommand(g *global) *cobra.Command {
 }
 
 func busRunCommand(g *global) *cobra.Command {
+	var replicas int
 	c := &cobra.Command{
 		Use: "run", Short: "Keep the log on NATS servers of your own",
 		Long: `Run what belongs to the log on NATS servers of your own: the streams, the clerk,
@@ -130,12 +131,17 @@ second one on another host takes over when it dies.`,
 			if cfg.NATS == "" {
 				return usagef("--nats is missing: name the servers (on one machine: petri up)")
 			}
+			if replicas < 0 || replicas > 5 {
+				return usagef("--replicas %d: 1 to 5, 0 for the usual", replicas)
+			}
+			cfg.Replicas = replicas
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
 			log := app.Logger(os.Stderr, cfg.Verbose)
 			return app.RunBus(ctx, cfg, log, func() { log.Info("ready") })
 		},
 	}
+	c.Flags().IntVar(&replicas, "replicas", 0, "copies of everything; 0: 3 on a cluster, else 1")
 	g.archiveFlag(c.Flags())
 	return c
 }

@@ -42,6 +42,7 @@ type Config struct {
 	Unconfined bool     // commands may run where nothing keeps them from the network
 	again      []string // arguments with which this program was started; nil: it is petri
 
+	Replicas     int           // copies of everything on a cluster; 0: 3
 	Queue        int64         // submissions that may wait or be in work; 0: as there are
 	ArchiveAfter time.Duration // how long an ended analysis stays in the log; 0: for ever
 

@@ -26,7 +26,7 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 	}
 	defer stop()
 	b.LogTo(log)
-	limits.Jobs = c.Queue
+	limits.Jobs, limits.Replicas = c.Queue, c.Replicas
 	if err := b.Reconcile(ctx, limits.Limits); err != nil {
 		return err
 	}
