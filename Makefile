@@ -5,12 +5,14 @@
 SHELL := /bin/sh
 GO ?= go
 BIN := bin
-GUESTS := amd64
+# The guests of make build and make test: one each of 32-bit little-endian and of
+# big-endian beside the usual one.
+GUESTS := amd64 i386 s390x
 # Everything that ships is built without cgo; only the race detector needs it.
 export CGO_ENABLED := 0
 GOBUILD := $(GO) build -trimpath
 
-.PHONY: help setup build guest demo test check vm-test race faults bench generate clean
+.PHONY: help setup setup-demo setup-guests build guest guests test-guests demo test check vm-test race faults bench generate clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -18,17 +20,28 @@ help: ## this list
 setup: ## install what building, running and testing need (Debian packages, npm packages)
 	@sh deploy/setup.sh
 
+setup-demo: # what make demo needs of it
+	@sh deploy/setup.sh demo
+
 build: ## petri, the daemons and the guest agents, into bin/
 	$(GOBUILD) -o $(BIN)/ ./cmd/petri ./cmd/sandboxd ./cmd/analyzer ./cmd/reporter
-	@for arch in $(GUESTS); do \
-		echo "$(GOBUILD) -ldflags='-s -w' -o $(BIN)/guestd-$$arch ./cmd/guestd"; \
-		GOOS=linux GOARCH=$$arch $(GOBUILD) -ldflags='-s -w' -o $(BIN)/guestd-$$arch ./cmd/guestd || exit 1; \
-	done
+	$(GO) run ./cmd/internal/agents $(BIN) $(GUESTS)
 
-guest: build ## the guests' images, from Debian's packages
-	@for arch in $(GUESTS); do $(BIN)/petri guest build $$arch || exit 1; done
+guest: build ## the images of the guests that the tests need, from Debian's packages
+	$(BIN)/petri guest build $(GUESTS)
 
-demo: setup guest ## detonate a bundled benign sample in a real guest and show the report
+setup-guests: ## install what the guests of all CPUs and their tests need besides
+	@sh deploy/setup.sh guests
+
+guests: build ## the images of the guests of all CPUs
+	$(GO) run ./cmd/internal/agents $(BIN) all
+	$(BIN)/petri guest build all
+
+test-guests: ## boot the guests of all CPUs, which make guests has built
+	PETRI_TEST_GUESTS=all $(GO) test -tags vm -count=1 -timeout 60m -p 1 -run 'EveryGuest' ./sandboxd/machine/qemu ./cmd/internal/app
+
+demo: GUESTS := amd64
+demo: setup-demo guest ## detonate a bundled benign sample in a real guest and show the report
 	@gcc -static -O1 -o $(BIN)/demo-sample sandboxd/testdata/progs/demo.c
 	$(BIN)/petri run --out $(BIN)/demo $(BIN)/demo-sample
 

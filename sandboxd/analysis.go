@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
 	"github.com/petri-sandbox/petri/schemas"
@@ -66,7 +67,9 @@ const (
 	reasonLog         = "log"         // the log was away for too long
 	reasonProtocol    = "protocol"    // the protocol or the hooks cannot be read
 	reasonUnsupported = "unsupported" // no guest can run the sample
-	reasonHook        = "hook"        // a required hook failed where no step is left to fail
+	// No guest is for the sample's CPU and ABI, or the one asked for is not.
+	reasonArchitecture = "unsupported_architecture"
+	reasonHook         = "hook" // a required hook failed where no step is left to fail
 )
 
 // Retryable reports whether another attempt may go better.
@@ -94,7 +97,9 @@ func (a *analysis) machineTime(ctx context.Context) (failed error) {
 	if err := a.begin(ctx); err != nil {
 		return err
 	}
-	if why := a.sub.Sample.Type.Unsupported; why != "" {
+	if err := a.checkGuest(); err != nil {
+		failed = err
+	} else if why := a.sub.Sample.Type.Unsupported; why != "" {
 		failed = failure{reasonUnsupported, errors.New(why)}
 	} else {
 		failed = a.drive(ctx)
@@ -103,6 +108,30 @@ func (a *analysis) machineTime(ctx context.Context) (failed error) {
 		failed = err
 	}
 	return failed
+}
+
+// checkGuest compares the guest that was asked for with the one that the sample
+// is for, whatever its submitter took it for: the wrong guest might well start
+// it. A command of the user's own is none of the sample's business.
+func (a *analysis) checkGuest() error {
+	if len(a.sub.Options.Command) > 0 {
+		return nil
+	}
+	id, err := elfid.Read(a.sample, a.sub.Sample.Size)
+	if errors.Is(err, elfid.ErrNotELF) {
+		return nil
+	}
+	if err != nil {
+		return failure{reasonStore, err}
+	}
+	guest, why := catalogue.Guest(id)
+	if why == "" && guest != a.sub.Profile {
+		why = fmt.Sprintf("the sample is for the guest %s, and %s was asked for", guest, a.sub.Profile)
+	}
+	if why != "" {
+		return failure{reasonArchitecture, errors.New(why)}
+	}
+	return nil
 }
 
 // listen hears what analyzers ask for until the context takes no more events.

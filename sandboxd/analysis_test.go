@@ -3,6 +3,7 @@
 package sandboxd_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -187,6 +188,37 @@ func TestUnsupportedStartsNoMachine(t *testing.T) {
 			t.Error("a machine was made")
 		}
 	})
+}
+
+// TestWrongGuestStartsNoMachine submits a program for s390x as one for amd64,
+// and a program that no guest is for.
+func TestWrongGuestStartsNoMachine(t *testing.T) {
+	for machine, want := range map[byte]string{
+		22: "the sample is for the guest s390x, and amd64 was asked for",
+		43: "no guest runs a program for sparc64",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			program := append([]byte("\x7fELF\x02\x02\x01"), make([]byte, 113)...) // 64-bit, big-endian
+			copy(program[16:], []byte{0, 2, 0, machine, 0, 0, 0, 1})
+			copy(program[52:], []byte{0, 64, 0, 56, 0, 1})
+			d, n, err := b.store.Put(t.Context(), schemas.KindSample, bytes.NewReader(program))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sub := b.submission(t)
+			sub.Sample.SHA256, sub.Sample.Size = d, n
+			b.analyse(t, sub)
+			var f schemas.AnalysisFailed
+			b.find(t, sub.ID, "analysis_failed", &f)
+			if f.Reason != "unsupported_architecture" || !strings.Contains(f.Error, want) {
+				t.Errorf("%s: %q, want %q", f.Reason, f.Error, want)
+			}
+			if b.last() != nil {
+				t.Error("a machine was made")
+			}
+		})
+	}
 }
 
 // running is an onRun of a sample that goes on for ever.

@@ -425,7 +425,7 @@ const (
 
 // AnalysisFailed ends an analysis that the sandbox could not carry through.
 type AnalysisFailed struct {
-	Reason string `json:"reason"` // a word: interrupted, machine, protocol, store, unsupported, …
+	Reason string `json:"reason"` // a word: interrupted, machine, protocol, store, unsupported, unsupported_architecture, …
 	Error  string `json:"error"`
 }
 

@@ -6,6 +6,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -104,12 +105,17 @@ func addEntropy(b []byte) error {
 }
 
 // shiftUptime gives what runs in the container from now on a time namespace in
-// which the machine has been up for longer (time_namespaces(7)).
+// which the machine has been up for longer (time_namespaces(7)). Not every CPU's
+// kernel has those: there the uptime stays what it is (docs/guests.md).
 func (c *container) shiftUptime(d time.Duration) error {
 	if d <= 0 {
 		return nil
 	}
-	if err := c.do(func() error { return unix.Unshare(unix.CLONE_NEWTIME) }); err != nil {
+	err := c.do(func() error { return unix.Unshare(unix.CLONE_NEWTIME) })
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	// From outside: the container's /proc does not show the agent's thread.

@@ -186,14 +186,15 @@ func (s *sampleSink) End(st wire.Status) {
 	close(s.done)
 }
 
-// libraryDirs are where Debian's loader looks without a cache (ld.so(8), and
-// the multiarch directories that Debian builds in).
-var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib", "/lib64", "/usr/lib64"}
+// libraryDirs are where Debian's loader looks without a cache: ld.so(8), and the
+// multiarch directories that Debian builds in, of which a guest has those of its
+// own CPU.
+var libraryDirs = []string{"/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/lib64"}
 
 // muslDirs are where musl's loader looks, as Debian configures it, and muslOwn
 // what it never looks for because it is that itself: ldso/dynlink.c, "reserved".
 var (
-	muslDirs = []string{"/lib/x86_64-linux-musl", "/usr/lib/x86_64-linux-musl", "/usr/local/lib/x86_64-linux-musl"}
+	muslDirs = []string{"/usr/lib/*-linux-musl*", "/usr/local/lib/*-linux-musl*"}
 	muslOwn  = regexp.MustCompile(`^lib(c|pthread|rt|m|dl|util|xnet)\.`)
 )
 
@@ -212,9 +213,17 @@ func (a *agent) check(r machine.Run) error {
 			}
 		}
 		musl := strings.HasPrefix(filepath.Base(r.Interp), "ld-musl-")
-		dirs := append(slices.Clone(r.RunPath), libraryDirs...)
+		where := libraryDirs
 		if musl {
-			dirs = append(slices.Clone(r.RunPath), muslDirs...)
+			where = muslDirs
+		}
+		dirs := slices.Clone(r.RunPath)
+		for _, d := range where {
+			found, err := filepath.Glob(d)
+			if err != nil {
+				return err
+			}
+			dirs = append(dirs, found...)
 		}
 		for _, lib := range r.Needed {
 			if musl && muslOwn.MatchString(lib) {

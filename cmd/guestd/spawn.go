@@ -93,8 +93,8 @@ type forker struct {
 	childFD    int
 	gateEnd    *os.File // of a pipe that the child reads a byte from first; nil: it does not
 	gate       *os.File
-	gateFD     int    // or -1
-	empty      uint64 // the signal mask that the command starts with
+	gateFD     int                    // or -1
+	empty      [sigsetSize / 8]uint64 // the signal mask that the command starts with
 }
 
 // cloneArgs is struct clone_args of clone3(2).
@@ -217,13 +217,13 @@ func (f *forker) forkAndExec() (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
-	if _, _, errno = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&f.empty)), 0, 8, 0, 0); errno != 0 {
+	if _, _, errno = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&f.empty)), 0, sigsetSize, 0, 0); errno != 0 {
 		goto fail
 	}
 	_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(f.path)),
 		uintptr(unsafe.Pointer(&f.argv[0])), uintptr(unsafe.Pointer(&f.envv[0])))
 fail:
-	f.empty = uint64(errno)
+	f.empty[0] = uint64(errno)
 	syscall.RawSyscall(unix.SYS_WRITE, uintptr(f.childFD), uintptr(unsafe.Pointer(&f.empty)), 8)
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)

@@ -16,7 +16,7 @@ import (
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
-	"github.com/petri-sandbox/petri/sandboxd/image"
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -48,8 +48,8 @@ begun has its list in its log.`,
   petri expect --json | jq -r '.[].expected_analyzers[]'`,
 		Args: args(cobra.MaximumNArgs(2)),
 		RunE: func(c *cobra.Command, a []string) error {
-			if len(a) > 0 && !slices.Contains(image.Arches(), a[0]) {
-				return usagef("there is no profile %.40q; there are %s", a[0], strings.Join(image.Arches(), ", "))
+			if len(a) > 0 && !slices.Contains(catalogue.Names(), a[0]) {
+				return usagef("there is no profile %.40q; there are %s", a[0], strings.Join(catalogue.Names(), ", "))
 			}
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
@@ -133,7 +133,7 @@ func showExpected(ctx context.Context, g *global, b *bus.Bus, profiles []string)
 		if err != nil {
 			return err
 		}
-		profiles = image.Arches()
+		profiles = catalogue.Names()
 		for name := range set { // of sandboxes with other guests
 			if !slices.Contains(profiles, name) {
 				profiles = append(profiles, name)

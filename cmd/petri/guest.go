@@ -3,14 +3,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
@@ -32,14 +34,15 @@ func guestCommand(g *global) *cobra.Command {
 func guestBuildCommand(g *global) *cobra.Command {
 	var update, force bool
 	c := &cobra.Command{
-		Use:   "build ARCH",
-		Short: "Build a guest's kernel and initramfs from Debian's packages",
-		Long: `Build a guest's kernel and initramfs from Debian's packages and Petri's agent.
+		Use:   "build ARCH…|all",
+		Short: "Build guests' kernels and initramfs from Debian's packages",
+		Long: `Build guests' kernels and initramfs from Debian's packages and Petri's agent.
 apt downloads the packages with this machine's sources into a directory of
 Petri's own; nothing is installed. The same packages give the same bytes.`,
 		Example: `  petri guest build amd64
-  petri guest build amd64 --update    newer packages, if apt offers any`,
-		Args: args(cobra.ExactArgs(1)),
+  petri guest build amd64 --update    newer packages, if apt offers any
+  petri guest build all`,
+		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
@@ -47,29 +50,43 @@ Petri's own; nothing is installed. The same packages give the same bytes.`,
 			if err != nil {
 				return err
 			}
-			if !slices.Contains(image.Arches(), a[0]) {
-				return usagef("no guest for architecture %q (there are: %s)", a[0], strings.Join(image.Arches(), ", "))
+			if slices.Equal(a, []string{"all"}) {
+				a = catalogue.Names()
 			}
-			b := cfg.Images(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
-			if force {
-				if err := b.Remove(a[0]); err != nil {
-					return err
+			for _, arch := range a {
+				if _, err := catalogue.Lookup(arch); err != nil {
+					return usage(err)
 				}
 			}
-			img, err := b.Build(ctx, a[0], update)
-			if err != nil {
-				return interrupted(ctx, err)
+			for _, arch := range a {
+				if err := buildGuest(ctx, g, cfg, arch, update, force); err != nil {
+					return interrupted(ctx, err)
+				}
 			}
-			if g.json {
-				return printJSON(os.Stdout, img.Manifest)
-			}
-			fmt.Printf("%s  Linux %s, kernel %s, initramfs %s\n%s\n", img.Arch, img.KernelRelease, term.Size(img.Kernel.Size), term.Size(img.Initramfs.Size), img.Dir)
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&update, "update", false, "ask apt for newer packages")
 	c.Flags().BoolVar(&force, "force", false, "build again what is there already")
 	return c
+}
+
+func buildGuest(ctx context.Context, g *global, cfg app.Config, arch string, update, force bool) error {
+	b := cfg.Images(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
+	if force {
+		if err := b.Remove(arch); err != nil {
+			return err
+		}
+	}
+	img, err := b.Build(ctx, arch, update)
+	if err != nil {
+		return err
+	}
+	if g.json {
+		return printJSON(os.Stdout, img.Manifest)
+	}
+	fmt.Printf("%s  Linux %s, kernel %s, initramfs %s\n%s\n", img.Arch, img.KernelRelease, term.Size(img.Kernel.Size), term.Size(img.Initramfs.Size), img.Dir)
+	return nil
 }
 
 func guestListCommand(g *global) *cobra.Command {
@@ -98,7 +115,7 @@ func guestListCommand(g *global) *cobra.Command {
 				fmt.Fprintln(os.Stderr, "no images yet: petri guest build amd64")
 			}
 			for _, i := range list {
-				fmt.Printf("%-8s Linux %-18s %s  %s\n", i.Arch, i.KernelRelease, i.Key()[:16], i.Dir)
+				fmt.Printf("%-8s Linux %-18s %-9s %s  %s\n", i.Arch, i.KernelRelease, term.Size(i.Kernel.Size+i.Initramfs.Size), i.Key()[:16], i.Dir)
 			}
 			return nil
 		},

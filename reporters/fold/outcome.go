@@ -114,7 +114,7 @@ func (f *Fold) outcome(r *schemas.Report) schemas.ReportOutcome {
 	switch {
 	case f.cancelled != nil:
 		return o(schemas.OutcomeCancelled, "cancelled by "+f.cancelled.By)
-	case f.failed != nil && f.failed.Reason == "unsupported":
+	case f.failed != nil && (f.failed.Reason == "unsupported" || f.failed.Reason == "unsupported_architecture"):
 		return o(schemas.OutcomeUnsupported, f.failed.Error)
 	case f.failed != nil:
 		return o(schemas.OutcomeFailed, f.failed.Reason+": "+f.failed.Error)

@@ -10,10 +10,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
@@ -35,13 +38,13 @@ type Accel struct {
 // working hardware it takes a tenth of it.
 const probeTime = 5 * time.Second
 
-// accelerator decides once per start.
+// accelerator decides once per start and architecture.
 func (f *Fleet) accelerator(ctx context.Context, arch string, q QEMU, img *image.Image) (Accel, error) {
 	f.mu.Lock()
-	have := f.accel
+	have, ok := f.accel[arch]
 	f.mu.Unlock()
-	if have != nil {
-		return *have, nil
+	if ok {
+		return have, nil
 	}
 	a, err := f.chooseAccel(ctx, arch, q, img)
 	if err != nil {
@@ -49,7 +52,7 @@ func (f *Fleet) accelerator(ctx context.Context, arch string, q QEMU, img *image
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.accel = &a
+	f.accel[arch] = a
 	return a, nil
 }
 
@@ -70,13 +73,20 @@ func (f *Fleet) ChooseAccel(ctx context.Context, arch string) (Accel, error) {
 
 func (f *Fleet) chooseAccel(ctx context.Context, arch string, q QEMU, img *image.Image) (Accel, error) {
 	a := Accel{QEMU: q.Version, CPU: cpuModel(), BootID: bootID()}
-	switch f.opts.Accel {
-	case "tcg", "kvm":
-		a.Name, a.Reason = f.opts.Accel, "asked for"
+	cpu, err := catalogue.Lookup(arch)
+	if err != nil {
+		return Accel{}, err
+	}
+	native := slices.Contains(cpu.KVM, runtime.GOARCH)
+	switch asked := f.opts.Accel; {
+	case asked != "auto" && asked != "kvm" && asked != "tcg":
+		return Accel{}, fmt.Errorf("accelerator %q is none of auto, kvm, tcg", asked)
+	case asked != "tcg" && !native:
+		a.Name, a.Reason = "tcg", "this host's CPU is another one"
 		return a, nil
-	case "auto":
-	default:
-		return Accel{}, fmt.Errorf("accelerator %q is none of auto, kvm, tcg", f.opts.Accel)
+	case asked != "auto":
+		a.Name, a.Reason = asked, "asked for"
+		return a, nil
 	}
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {

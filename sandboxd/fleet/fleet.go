@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd"
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
@@ -50,8 +51,8 @@ type Fleet struct {
 	mu        sync.Mutex
 	slots     map[int]bool // user ids in use
 	templates map[string]*template
-	accel     *Accel
-	verified  map[string]bool // images, by key
+	accel     map[string]Accel // by architecture
+	verified  map[string]bool  // images, by key
 
 	weak sync.Once // said that machines are weakly isolated
 }
@@ -66,11 +67,8 @@ func New(o Options) *Fleet {
 	if o.Accel == "" {
 		o.Accel = "auto"
 	}
-	return &Fleet{opts: o, slots: map[int]bool{}, templates: map[string]*template{}, verified: map[string]bool{}}
+	return &Fleet{opts: o, slots: map[int]bool{}, templates: map[string]*template{}, accel: map[string]Accel{}, verified: map[string]bool{}}
 }
-
-// binaries are QEMU's, by the guest's architecture.
-var binaries = map[string]string{"amd64": "qemu-system-x86_64"}
 
 // ErrNoQEMU says that QEMU is not installed.
 var ErrNoQEMU = errors.New("QEMU is not installed")
@@ -83,13 +81,13 @@ type QEMU struct {
 
 // FindQEMU looks for the QEMU of an architecture.
 func FindQEMU(ctx context.Context, arch string) (QEMU, error) {
-	name, ok := binaries[arch]
-	if !ok {
-		return QEMU{}, fmt.Errorf("there is no guest for architecture %q", arch)
-	}
-	path, err := exec.LookPath(name)
+	cpu, err := catalogue.Lookup(arch)
 	if err != nil {
-		return QEMU{}, fmt.Errorf("%w: %s is not on the PATH (make setup, or: apt install qemu-system-x86)", ErrNoQEMU, name)
+		return QEMU{}, err
+	}
+	path, err := exec.LookPath(cpu.Binary)
+	if err != nil {
+		return QEMU{}, fmt.Errorf("%w: %s is not on the PATH (make setup, or: apt install %s)", ErrNoQEMU, cpu.Binary, cpu.Package)
 	}
 	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -113,8 +111,8 @@ func markPrefix(id string) string { return "petri-" + id + "-" }
 func (f *Fleet) Describe(arch, start string) schemas.MachineSpec {
 	accel := f.opts.Accel
 	f.mu.Lock()
-	if f.accel != nil {
-		accel = f.accel.Name
+	if a, ok := f.accel[arch]; ok {
+		accel = a.Name
 	}
 	f.mu.Unlock()
 	return schemas.MachineSpec{Arch: arch, Backend: "qemu", Start: start, Accel: accel, CPUs: 1, Memory: f.opts.Memory}
@@ -123,6 +121,7 @@ func (f *Fleet) Describe(arch, start string) schemas.MachineSpec {
 // base is what all machines of an architecture have in common.
 type base struct {
 	spec  supervisor.Spec
+	cpu   catalogue.CPU
 	image *image.Image
 	qemu  QEMU
 }
@@ -143,7 +142,11 @@ func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
-	return base{qemu: q, image: img, spec: supervisor.Spec{
+	cpu, err := catalogue.Lookup(arch)
+	if err != nil {
+		return base{}, err
+	}
+	return base{cpu: cpu, qemu: q, image: img, spec: supervisor.Spec{
 		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: f.opts.Memory, Image: img.Key(),
 	}}, nil
 }
@@ -227,17 +230,22 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 	if i := m.Isolation(); i.Reason != "" {
 		f.weak.Do(func() { f.opts.Slog.Warn("machines are isolated less than they should be", "isolation", i.String()) })
 	}
-	return &owned{Machine: m, free: free}, nil
+	own := &owned{Machine: m, free: free}
+	if b.cpu.Display {
+		return struct {
+			machine.Machine
+			machine.Screenshotter
+		}{own, m}, nil
+	}
+	return own, nil
 }
 
 // owned gives its user id back when its machine is gone.
 type owned struct {
-	*supervisor.Machine
+	machine.Machine
 	free func()
 	once sync.Once
 }
-
-var _ machine.Screenshotter = (*owned)(nil) // whatever wraps a machine keeps its display
 
 func (o *owned) Close() error {
 	err := o.Machine.Close()

@@ -45,7 +45,7 @@ func (t *template) statePath() string { return filepath.Join(t.dir, "state") }
 func (b base) key(cpu string) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "petri.template.v1\n%s\n%s\n%s\n%s\n%s\n", b.qemu.Version, b.spec.Accel, cpu, b.image.Kernel.SHA256, b.image.Initramfs.SHA256)
-	for _, a := range qemu.TemplateCommand(b.spec.Accel, b.spec.Memory) {
+	for _, a := range qemu.TemplateCommand(b.cpu, b.spec.Accel, b.spec.Memory) {
 		fmt.Fprintln(h, a)
 	}
 	return hex.EncodeToString(h.Sum(nil))[:16]
@@ -139,7 +139,7 @@ func (f *Fleet) makeTemplate(ctx context.Context, b base, dir string) (*template
 		return nil, fmt.Errorf("snapshot a guest: %w%s", err, serial)
 	}
 	t.Template = schemas.Template{
-		Schema: schemas.TemplateSchema, Version: b.qemu.Version, Command: qemu.TemplateCommand(spec.Accel, spec.Memory), Image: b.image.Key(),
+		Schema: schemas.TemplateSchema, Version: b.qemu.Version, Command: qemu.TemplateCommand(b.cpu, spec.Accel, spec.Memory), Image: b.image.Key(),
 	}
 	for _, x := range []struct {
 		path string
@@ -225,7 +225,7 @@ func (t *template) check(b base) error {
 	switch {
 	case t.Schema != schemas.TemplateSchema, t.Version != b.qemu.Version, t.Image != b.image.Key(),
 		t.Kernel.String() != b.image.Kernel.SHA256, t.Initramfs.String() != b.image.Initramfs.SHA256,
-		!slices.Equal(t.Command, qemu.TemplateCommand(b.spec.Accel, b.spec.Memory)):
+		!slices.Equal(t.Command, qemu.TemplateCommand(b.cpu, b.spec.Accel, b.spec.Memory)):
 		return errors.New("it describes another template")
 	case t.Hello.Version != wire.Version || t.Hello.Kernel != b.image.KernelRelease:
 		return errors.New("it holds the words of another guest")

@@ -118,45 +118,61 @@ func (a *apt) kernelPackage(ctx context.Context, meta, version string) (name, ve
 	return "", "", fmt.Errorf("package %s %s depends on no linux-image-… of one version", meta, version)
 }
 
-// download fetches one package, whose checksum apt verifies, and returns it
-// with its file.
-func (a *apt) download(ctx context.Context, name, version string) (Package, string, error) {
+// download fetches packages, whose checksums apt verifies, in one go: apt reads
+// its lists anew each time. A name may be followed by = and a version.
+func (a *apt) download(ctx context.Context, specs ...string) ([]Package, error) {
 	dir, err := os.MkdirTemp(a.root, "get-")
 	if err != nil {
-		return Package{}, "", err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	spec := name + ":" + a.arch
-	if version != "" {
-		spec += "=" + version
+	args := []string{"-q", "download"}
+	for _, spec := range specs {
+		name, version, versioned := strings.Cut(spec, "=")
+		arg := name + ":" + a.arch
+		if versioned {
+			arg += "=" + version
+		}
+		args = append(args, arg)
 	}
-	a.log("downloading %s", spec)
-	if _, err := a.run(ctx, dir, "apt-get", "-q", "download", spec); err != nil {
-		return Package{}, "", err
+	a.log("downloading %s (%s)", strings.Join(specs, ", "), a.arch)
+	if _, err := a.run(ctx, dir, "apt-get", args...); err != nil {
+		return nil, err
 	}
 	files, _ := filepath.Glob(filepath.Join(dir, "*.deb"))
-	if len(files) != 1 {
-		return Package{}, "", fmt.Errorf("apt-get download %s left %d files instead of one", spec, len(files))
+	if len(files) != len(specs) {
+		return nil, fmt.Errorf("apt-get %s left %d files instead of %d", strings.Join(args, " "), len(files), len(specs))
 	}
-	out, err := a.run(ctx, dir, "dpkg-deb", "--show", "--showformat=${Package}\\n${Version}\\n${Architecture}\\n", files[0])
+	var out []Package
+	for _, f := range files {
+		p, err := a.keep(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// keep puts a downloaded package among the others, by its digest.
+func (a *apt) keep(ctx context.Context, file string) (Package, error) {
+	out, err := a.run(ctx, a.root, "dpkg-deb", "--show", "--showformat=${Package}\\n${Version}\\n${Architecture}\\n", file)
 	if err != nil {
-		return Package{}, "", err
+		return Package{}, err
 	}
 	f := strings.Fields(string(out))
-	if len(f) != 3 || f[0] != name {
-		return Package{}, "", fmt.Errorf("%s says that it is %q", filepath.Base(files[0]), f)
+	if len(f) != 3 {
+		return Package{}, fmt.Errorf("%s says that it is %q", filepath.Base(file), f)
 	}
-	sum, _, err := hashFile(files[0])
+	sum, _, err := hashFile(file)
 	if err != nil {
-		return Package{}, "", err
+		return Package{}, err
 	}
-	p := Package{Name: f[0], Version: f[1], Arch: f[2], SHA256: sum}
 	store := filepath.Join(a.root, "debs")
 	if err := os.MkdirAll(store, 0o755); err != nil {
-		return Package{}, "", err
+		return Package{}, err
 	}
-	path := filepath.Join(store, sum+".deb")
-	return p, path, os.Rename(files[0], path)
+	return Package{Name: f[0], Version: f[1], Arch: f[2], SHA256: sum}, os.Rename(file, filepath.Join(store, sum+".deb"))
 }
 
 // lock is what Fetch leaves: the exact packages of an architecture's images.

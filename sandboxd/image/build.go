@@ -14,9 +14,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
+
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 )
 
 // A Builder makes images below one cache directory. It is safe for use by
@@ -56,7 +59,7 @@ func (b *Builder) Build(ctx context.Context, name string, refresh bool) (*Image,
 
 // Remove deletes the built images of an architecture. The packages stay.
 func (b *Builder) Remove(name string) error {
-	if _, err := lookup(name); err != nil {
+	if _, err := catalogue.Lookup(name); err != nil {
 		return err
 	}
 	unlock, err := b.take(name)
@@ -80,7 +83,7 @@ func (b *Builder) Remove(name string) error {
 // that can be had (a mirror in the middle of an update can list what it does
 // not serve), and the packages of the root file system. It needs the network.
 func (b *Builder) Fetch(ctx context.Context, name string) error {
-	a, err := lookup(name)
+	a, err := catalogue.Lookup(name)
 	if err != nil {
 		return err
 	}
@@ -89,24 +92,25 @@ func (b *Builder) Fetch(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
-	apt, err := newApt(b.aptDir(name), a.name, b.log)
+	apt, err := newApt(b.aptDir(name), a.Name, b.log)
 	if err != nil {
 		return err
 	}
 	if err := apt.update(ctx); err != nil {
 		return err
 	}
-	kernel, err := b.fetchKernel(ctx, apt, a.kernel)
+	kernel, err := b.fetchKernel(ctx, apt, a.Kernel)
 	if err != nil {
 		return err
 	}
-	var root []Package
+	root, err := apt.download(ctx, rootPackages...)
+	if err != nil {
+		return err
+	}
 	for _, n := range rootPackages {
-		p, _, err := apt.download(ctx, n, "")
-		if err != nil {
-			return fmt.Errorf("download package %s: %w", n, err)
+		if !slices.ContainsFunc(root, func(p Package) bool { return p.Name == n }) {
+			return fmt.Errorf("apt-get downloaded another package than %s", n)
 		}
-		root = append(root, p)
 	}
 	sort.Slice(root, func(i, j int) bool { return root[i].Name < root[j].Name })
 	l := lock{Packages: append([]Package{kernel}, root...)}
@@ -122,9 +126,9 @@ func (b *Builder) fetchKernel(ctx context.Context, apt *apt, meta string) (Packa
 	for _, v := range versions {
 		name, ver, err := apt.kernelPackage(ctx, meta, v)
 		if err == nil {
-			var p Package
-			if p, _, err = apt.download(ctx, name, ver); err == nil {
-				return p, nil
+			var got []Package
+			if got, err = apt.download(ctx, name+"="+ver); err == nil && got[0].Name == name {
+				return got[0], nil
 			}
 		}
 		b.log("kernel %s %s cannot be had, trying the next older one: %v", meta, v, err)
@@ -133,11 +137,18 @@ func (b *Builder) fetchKernel(ctx context.Context, apt *apt, meta string) (Packa
 	return Package{}, fmt.Errorf("download a kernel: %w", errors.Join(errs...))
 }
 
+// Has reports whether an image of that architecture has been built, or can be
+// assembled without the network.
+func (b *Builder) Has(name string) bool {
+	_, err := os.Stat(b.lockPath(name))
+	return err == nil
+}
+
 // Open returns the image that the fetched packages and today's agent give,
 // assembling it if need be. It never uses the network; if packages were never
 // fetched it returns an error that wraps [ErrNoImage].
 func (b *Builder) Open(ctx context.Context, name string) (*Image, error) {
-	if _, err := lookup(name); err != nil {
+	if _, err := catalogue.Lookup(name); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(b.lockPath(name)); errors.Is(err, fs.ErrNotExist) {
@@ -149,7 +160,7 @@ func (b *Builder) Open(ctx context.Context, name string) (*Image, error) {
 // Assemble makes the image out of fetched packages and the agent, or returns
 // the one that is already there.
 func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
-	a, err := lookup(name)
+	a, err := catalogue.Lookup(name)
 	if err != nil {
 		return nil, err
 	}
@@ -184,15 +195,15 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 	return b.install(dir, m, kernel, initramfs)
 }
 
-func (b *Builder) assemble(ctx context.Context, a arch, m *Manifest, agent []byte) (kernel, initramfs []byte, err error) {
+func (b *Builder) assemble(ctx context.Context, a catalogue.CPU, m *Manifest, agent []byte) (kernel, initramfs []byte, err error) {
 	debPath := func(p Package) (string, error) {
-		f := filepath.Join(b.aptDir(a.name), "debs", p.SHA256+".deb")
+		f := filepath.Join(b.aptDir(a.Name), "debs", p.SHA256+".deb")
 		got, _, err := hashFile(f)
 		if err == nil && got != p.SHA256 {
 			err = fmt.Errorf("%s does not have the digest of its name", f)
 		}
 		if err != nil {
-			return "", fmt.Errorf("cached package %s: %w (fetch it again: petri guest build %s --update)", p.Name, err, a.name)
+			return "", fmt.Errorf("cached package %s: %w (fetch it again: petri guest build %s --update)", p.Name, err, a.Name)
 		}
 		return f, nil
 	}
@@ -221,10 +232,10 @@ func (b *Builder) assemble(ctx context.Context, a arch, m *Manifest, agent []byt
 		return nil, nil, fmt.Errorf("package %s holds no /boot/vmlinuz", m.Packages[0].Name)
 	}
 	var offsets []byte
-	if kernel, offsets, err = a.prepare(kernel); err != nil {
+	if kernel, offsets, err = prepare(a, kernel); err != nil {
 		return nil, nil, err
 	}
-	order, err := moduleOrder(mods, a.modules)
+	order, err := moduleOrder(mods, a.Modules)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -9,13 +9,16 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/sandboxd"
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/hooks"
 	"github.com/petri-sandbox/petri/sandboxd/image"
@@ -52,12 +55,8 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 	if err != nil {
 		return err
 	}
-	queue, err := b.Queue(ctx, image.Arches())
-	if err != nil {
-		return err
-	}
 	host, _ := os.Hostname()
-	w := sandboxd.NewWorker(logAdapter{b}, c.store(b), jobsAdapter{b, queue}, endingsAdapter{b}, fl, sandboxd.Options{
+	w := sandboxd.NewWorker(logAdapter{b}, c.store(b), jobsAdapter{b, &guestQueue{b: b, guests: c.guests}}, endingsAdapter{b}, fl, sandboxd.Options{
 		ID: id, Host: host, Version: Version, Dir: filepath.Join(c.Data, "run"), Parallel: c.Parallel, Slog: log,
 		InstallHooks: installHooks, Signer: func(tenant, analysis string) sandboxd.Signer { return b.NewSigner(key, tenant, analysis) },
 		Describe: fl.Describe, Reap: fl.Reap,
@@ -154,10 +153,67 @@ func (s storeAdapter) Open(ctx context.Context, d schemas.Digest) (io.ReadCloser
 	return r, o.Size, err
 }
 
-// jobsAdapter gives sandboxd the queue.
+// guests lists the architectures that this host has guests for. The default one
+// is always among them: who has no guest at all shall hear what to do.
+func (c *Config) guests() []string {
+	var out []string
+	for _, cpu := range catalogue.All() {
+		_, err := exec.LookPath(cpu.Binary)
+		if cpu.Name == catalogue.Default || err == nil && c.Images(nil).Has(cpu.Name) {
+			out = append(out, cpu.Name)
+		}
+	}
+	return out
+}
+
+// guestQueue is the queue of what this host has guests for.
+type guestQueue struct {
+	b      *bus.Bus
+	guests func() []string
+
+	mu       sync.Mutex
+	profiles []string // of q
+	q        *bus.Queue
+}
+
+// newGuests is how soon a guest that has been built meanwhile is seen.
+const newGuests = 10 * time.Second
+
+func (g *guestQueue) Claim(ctx context.Context) (*bus.Job, error) {
+	for {
+		q, err := g.queue(ctx)
+		if err != nil {
+			return nil, err
+		}
+		limited, cancel := context.WithTimeout(ctx, newGuests)
+		job, err := q.Claim(limited)
+		over := limited.Err() != nil
+		cancel()
+		if err == nil || ctx.Err() != nil || !over {
+			return job, err
+		}
+	}
+}
+
+func (g *guestQueue) queue(ctx context.Context) (*bus.Queue, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := g.guests(); !slices.Equal(now, g.profiles) {
+		q, err := g.b.Queue(ctx, now)
+		if err != nil {
+			return nil, err
+		}
+		g.q, g.profiles = q, now
+	}
+	return g.q, nil
+}
+
+// jobsAdapter gives sandboxd a queue.
 type jobsAdapter struct {
 	b *bus.Bus
-	q *bus.Queue
+	q interface {
+		Claim(context.Context) (*bus.Job, error)
+	}
 }
 
 func (j jobsAdapter) Claim(ctx context.Context) (sandboxd.Job, error) {

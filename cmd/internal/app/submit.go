@@ -18,8 +18,8 @@ import (
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/sandboxd"
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/hooks"
-	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
@@ -118,9 +118,14 @@ func Prepare(r Request) (*Prepared, error) {
 		f.Close()
 		return nil, BadInput("read %q: %w", r.Path, err)
 	}
+	profile, err := profile(f, size, &typ, len(o.Command) > 0)
+	if err != nil {
+		f.Close()
+		return nil, BadInput("read %q: %w", r.Path, err)
+	}
 	now := time.Now().UTC()
 	p := &Prepared{file: f, Submission: schemas.Submission{
-		ID: schemas.NewID(now), Tenant: schemas.DefaultTenant, Profile: profile(&typ, len(o.Command) > 0),
+		ID: schemas.NewID(now), Tenant: schemas.DefaultTenant, Profile: profile,
 		Sample:   schemas.Sample{Name: cmp.Or(r.Called, filepath.Base(r.Path)), Size: size, Type: typ},
 		Protocol: text, Hooks: hooksText, Options: o, Submitted: now,
 	}}
@@ -190,17 +195,25 @@ func name(path string) string {
 
 // profile says which guest a sample needs, and if there is none why. With a
 // command of its own a sample need not be a program.
-func profile(t *schemas.SampleType, command bool) string {
+func profile(f *os.File, size int64, t *schemas.SampleType, command bool) (string, error) {
 	if command {
 		t.Unsupported = ""
 	}
-	if slices.Contains(image.Arches(), t.Arch) {
-		return t.Arch
+	if t.Format != elfid.FormatELF {
+		return catalogue.Default, nil
 	}
-	if t.Format == elfid.FormatELF && !command && t.Unsupported == "" {
-		t.Unsupported = fmt.Sprintf("no guest runs %s; there are guests for %s", t.Description, strings.Join(image.Arches(), ", "))
+	id, err := elfid.Read(f, size)
+	if err != nil {
+		return "", err
 	}
-	return image.Arches()[0]
+	guest, why := catalogue.Guest(id)
+	switch {
+	case why == "":
+		return guest, nil
+	case !command && t.Unsupported == "":
+		t.Unsupported = why
+	}
+	return catalogue.Default, nil
 }
 
 // CheckName reports what is wrong with a name that the sample shall have in the

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/qemu"
@@ -28,13 +29,13 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// Arch is the guest that tests run.
-const Arch = "amd64"
+// Arch is the guest that most tests run.
+const Arch = catalogue.Default
 
 // Memory of a test's guest, in bytes: the product's default.
 const Memory = 256 << 20
 
-// QEMU is the program that the tests' machines are.
+// QEMU is the program that most tests' machines are.
 const QEMU = "qemu-system-x86_64"
 
 // supervisorCommand makes a test binary be a supervisor.
@@ -99,17 +100,41 @@ func root() string {
 	return filepath.Join(filepath.Dir(file), "..", "..", "..")
 }
 
-var agents once[string]
+// perArch makes something of each architecture once.
+type perArch[T any] struct {
+	mu sync.Mutex
+	m  map[string]*once[T]
+}
 
-// Agents is the directory of the agent, built from this source tree with the
-// flags of the Makefile: the same source gives the image that the product has.
-func Agents(t testing.TB) string {
+func (p *perArch[T]) get(t testing.TB, arch string, f func() (T, error)) T {
 	t.Helper()
-	return agents.get(t, func() (string, error) {
+	p.mu.Lock()
+	if p.m == nil {
+		p.m = map[string]*once[T]{}
+	}
+	if p.m[arch] == nil {
+		p.m[arch] = new(once[T])
+	}
+	o := p.m[arch]
+	p.mu.Unlock()
+	return o.get(t, f)
+}
+
+var agents perArch[string]
+
+// Agents is [AgentsOf] the guest that most tests run.
+func Agents(t testing.TB) string { return AgentsOf(t, Arch) }
+
+// AgentsOf is a directory with the agent of an architecture, built from this
+// source tree as the Makefile does: the same source gives the image that the
+// product has.
+func AgentsOf(t testing.TB, arch string) string {
+	t.Helper()
+	return agents.get(t, arch, func() (string, error) {
 		dir := filepath.Join(shared, "agents")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "guestd-"+Arch), "./cmd/guestd")
+		cmd := exec.Command("go", "run", "./cmd/internal/agents", dir, arch)
 		cmd.Dir = root()
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+Arch)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build guestd: %w\n%s", err, out)
 		}
@@ -117,17 +142,20 @@ func Agents(t testing.TB) string {
 	})
 }
 
-var guestImage once[*image.Image]
+var guestImages perArch[*image.Image]
 
-// Image is the guest's, from the product's cache of packages.
-func Image(t testing.TB) *image.Image {
+// Image is [ImageOf] the guest that most tests run.
+func Image(t testing.TB) *image.Image { return ImageOf(t, Arch) }
+
+// ImageOf is a guest's, from the product's cache of packages.
+func ImageOf(t testing.TB, arch string) *image.Image {
 	t.Helper()
-	dir := Agents(t)
-	return guestImage.get(t, func() (*image.Image, error) {
+	dir := AgentsOf(t, arch)
+	return guestImages.get(t, arch, func() (*image.Image, error) {
 		b := image.Builder{Cache: image.DefaultCache(), Guestd: dir}
-		img, err := b.Open(context.Background(), Arch)
+		img, err := b.Open(context.Background(), arch)
 		if err != nil {
-			return nil, fmt.Errorf("open the guest's image: %w (make guest)", err)
+			return nil, fmt.Errorf("open the guest's image: %w (make guest, of all CPUs: make guests)", err)
 		}
 		return img, img.Verify()
 	})
@@ -136,18 +164,36 @@ func Image(t testing.TB) *image.Image {
 // NeedQEMU fails the test where there is no QEMU.
 func NeedQEMU(t testing.TB) {
 	t.Helper()
-	if _, err := exec.LookPath(QEMU); err != nil {
-		t.Fatalf("%v: these tests start guests (make setup, or: apt install qemu-system-x86)", err)
+	needQEMU(t, cpu(t, Arch))
+}
+
+func needQEMU(t testing.TB, c catalogue.CPU) {
+	t.Helper()
+	if _, err := exec.LookPath(c.Binary); err != nil {
+		t.Fatalf("%v: these tests start guests (make setup, or: apt install %s)", err, c.Package)
 	}
 }
 
-// Config is that of a machine that boots cold.
-func Config(t testing.TB) qemu.Config {
+func cpu(t testing.TB, arch string) catalogue.CPU {
 	t.Helper()
-	NeedQEMU(t)
-	img := Image(t)
+	c, err := catalogue.Lookup(arch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Config is [ConfigOf] the guest that most tests run.
+func Config(t testing.TB) qemu.Config { return ConfigOf(t, Arch) }
+
+// ConfigOf is that of a machine that boots cold.
+func ConfigOf(t testing.TB, arch string) qemu.Config {
+	t.Helper()
+	c := cpu(t, arch)
+	needQEMU(t, c)
+	img := ImageOf(t, arch)
 	return qemu.Config{
-		Binary: QEMU, Version: "test", Accel: "tcg", Arch: Arch, Memory: Memory, Image: img.Key(), Mark: "machinetest",
+		CPU: c, Binary: c.Binary, Version: "test", Accel: "tcg", Memory: Memory, Image: img.Key(), Mark: "machinetest",
 		Kernel: Open(t, img.KernelPath()), Initramfs: Open(t, img.InitramfsPath()),
 	}
 }
@@ -163,14 +209,17 @@ func Open(t testing.TB, path string) *os.File {
 	return f
 }
 
-var warm once[qemu.Hello]
+var warm perArch[qemu.Hello]
 
-// WarmConfig is that of a machine that is restored from a template.
-func WarmConfig(t testing.TB) qemu.Config {
+// WarmConfig is [WarmConfigOf] the guest that most tests run.
+func WarmConfig(t testing.TB) qemu.Config { return WarmConfigOf(t, Arch) }
+
+// WarmConfigOf is that of a machine that is restored from a template.
+func WarmConfigOf(t testing.TB, arch string) qemu.Config {
 	t.Helper()
-	cfg := Config(t)
-	ramPath, statePath := filepath.Join(shared, "ram"), filepath.Join(shared, "state")
-	hello := warm.get(t, func() (qemu.Hello, error) {
+	cfg := ConfigOf(t, arch)
+	ramPath, statePath := filepath.Join(shared, "ram-"+arch), filepath.Join(shared, "state-"+arch)
+	hello := warm.get(t, arch, func() (qemu.Hello, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		ram, err := os.Create(ramPath)
@@ -218,20 +267,23 @@ var (
 	programs   = map[string]string{}
 )
 
-// Program compiles a tester program of sandboxd/testdata/progs, statically,
+// Program is [ProgramOf] the guest that most tests run.
+func Program(t testing.TB, name string) *os.File { return ProgramOf(t, Arch, name) }
+
+// ProgramOf compiles a tester program of sandboxd/testdata/progs, statically,
 // and opens it.
-func Program(t testing.TB, name string) *os.File {
+func ProgramOf(t testing.TB, arch, name string) *os.File {
 	t.Helper()
 	programsMu.Lock()
 	defer programsMu.Unlock()
-	path, ok := programs[name]
+	path, ok := programs[arch+"-"+name]
 	if !ok {
-		path = filepath.Join(shared, "prog-"+name)
+		path = filepath.Join(shared, "prog-"+arch+"-"+name)
 		src := filepath.Join(root(), "sandboxd", "testdata", "progs", name+".c")
-		if out, err := exec.Command("gcc", "-static", "-O1", "-s", "-o", path, src).CombinedOutput(); err != nil {
+		if out, err := exec.Command(cpu(t, arch).Compiler(), "-static", "-O1", "-s", "-o", path, src).CombinedOutput(); err != nil {
 			t.Fatalf("compile the tester program %s: %v (make setup)\n%s", name, err, out)
 		}
-		programs[name] = path
+		programs[arch+"-"+name] = path
 	}
 	return Open(t, path)
 }

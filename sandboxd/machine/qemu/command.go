@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 )
 
 // The descriptors that QEMU inherits, in this order from 3 on. It is given no
@@ -31,9 +33,9 @@ func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 // takes on the analysis' own when it is assigned to one.
 const defaultMAC = "52:54:00:12:34:56"
 
-// kernelArgs is the guest kernel's command line. panic=-1 turns a panic into a
-// reset at once, which QEMU turns into its own exit.
-const kernelArgs = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off"
+// kernelArgs is the guest kernel's command line, behind its console. panic=-1
+// turns a panic into a reset at once, which QEMU turns into its own exit.
+const kernelArgs = " quiet loglevel=4 panic=-1 mitigations=off"
 
 // ramMode says what backs the guest's RAM.
 type ramMode int
@@ -47,7 +49,7 @@ const (
 // command is QEMU's argument list. The device list is one and the same for
 // every start of a guest: a snapshot fits no other.
 //
-// Options: qemu-system-x86_64(1). Nothing of it depends on the sample.
+// Options: qemu-system(1). Nothing of it depends on the sample.
 func (c *Config) command(ram ramMode) []string {
 	mem := strconv.FormatInt(c.Memory>>20, 10) + "M"
 	var object string
@@ -65,25 +67,32 @@ func (c *Config) command(ram ramMode) []string {
 		// host's memory allows.
 		accel = "tcg,thread=single,tb-size=128"
 	}
+	cpu, romfile := c.CPU, ""
+	if cpu.Bus == "pci" {
+		romfile = ",romfile=" // else it is wanted although it is never run
+	}
 	args := []string{
 		"-name", "guest=" + c.Mark + ",process=" + processName,
 		"-no-user-config", "-nodefaults", "-display", "none",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-machine", "q35,memory-backend=ram0,usb=off,smm=off",
-		"-accel", accel, "-cpu", "max", "-smp", "1", "-m", mem, "-object", object,
+		"-machine", cpu.Machine + ",memory-backend=ram0",
+		"-accel", accel, "-cpu", cpu.Model, "-smp", "1", "-m", mem, "-object", object,
 		"-rtc", "base=utc",
 		"-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown,watchdog=none",
-		"-kernel", procFD(fdKernel), "-initrd", procFD(fdInitramfs), "-append", kernelArgs,
+		"-kernel", procFD(fdKernel), "-initrd", procFD(fdInitramfs), "-append", "console=" + cpu.Console + kernelArgs,
 		"-chardev", "socket,id=monitor,fd=" + strconv.Itoa(fdMonitor), "-mon", "chardev=monitor,mode=control",
 		"-chardev", "socket,id=serial,fd=" + strconv.Itoa(fdSerial), "-serial", "chardev:serial",
-		"-device", "VGA",
-		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(fdAgent),
-		"-device", "virtio-serial-pci,id=serial0,max_ports=2",
-		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent",
-		"-netdev", "stream,id=net0,server=off,addr.type=fd,addr.str=" + strconv.Itoa(fdNetwork),
-		"-device", "virtio-net-pci,netdev=net0,mac=" + defaultMAC + ",romfile=",
-		"-device", "pvpanic-pci",
 	}
+	for _, d := range cpu.Devices {
+		args = append(args, "-device", d)
+	}
+	args = append(args,
+		"-chardev", "socket,id=agent,fd="+strconv.Itoa(fdAgent),
+		"-device", "virtio-serial-"+cpu.Bus+",id=serial0,max_ports=2",
+		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent",
+		"-netdev", "stream,id=net0,server=off,addr.type=fd,addr.str="+strconv.Itoa(fdNetwork),
+		"-device", "virtio-net-"+cpu.Bus+",netdev=net0,mac="+defaultMAC+romfile,
+	)
 	if ram == ramPrivate {
 		args = append(args, "-incoming", "defer")
 	}
@@ -92,8 +101,8 @@ func (c *Config) command(ram ramMode) []string {
 
 // TemplateCommand is the command line of a template, without what differs
 // between machines: a snapshot fits only what was started with the same.
-func TemplateCommand(accel string, memory int64) []string {
-	c := Config{Accel: accel, Memory: memory, Mark: "template"}
+func TemplateCommand(cpu catalogue.CPU, accel string, memory int64) []string {
+	c := Config{CPU: cpu, Accel: accel, Memory: memory, Mark: "template"}
 	return c.command(ramShared)
 }
 

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -23,10 +24,10 @@ import (
 // Config is what a machine is made of. The files stay the caller's; each
 // start of the machine uses its own descriptor of State.
 type Config struct {
-	Binary  string // qemu-system-x86_64
+	CPU     catalogue.CPU
+	Binary  string // QEMU's program
 	Version string // of QEMU, for the record
 	Accel   string // tcg or kvm
-	Arch    string // Debian's name of the guest's CPU
 	Memory  int64  // bytes, a multiple of 1 MiB
 	Image   string // key of the guest's image, for the record
 	Mark    string // a word that tells our QEMU from all others in a list of processes
@@ -166,7 +167,7 @@ func (m *Machine) started(in *instance, boot machine.Boot, start, fallback strin
 	m.mu.Unlock()
 	in.watch()
 	boot.Machine = schemas.MachineSpec{
-		Arch: m.cfg.Arch, Backend: "qemu", Start: start, Accel: m.cfg.Accel, CPUs: 1, Memory: m.cfg.Memory,
+		Arch: m.cfg.CPU.Name, Backend: "qemu", Start: start, Accel: m.cfg.Accel, CPUs: 1, Memory: m.cfg.Memory,
 	}
 	boot.Version, boot.Kernel, boot.Image, boot.Fallback = m.cfg.Version, boot.Ready.Kernel, m.cfg.Image, fallback
 	if start == "warm" {

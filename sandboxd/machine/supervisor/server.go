@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/sandboxd/capture"
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/child"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/internet"
@@ -93,6 +94,7 @@ type server struct {
 
 	mu      sync.Mutex
 	spec    Spec
+	cpu     catalogue.CPU
 	machine *qemu.Machine // nil until start
 	out     *observer
 
@@ -217,7 +219,11 @@ func (s *server) start(_ context.Context, spec Spec) (none, error) {
 	if err := limit(spec.Memory); err != nil {
 		return none{}, err
 	}
-	s.spec = spec
+	cpu, err := catalogue.Lookup(spec.Arch)
+	if err != nil {
+		return none{}, err
+	}
+	s.spec, s.cpu = spec, cpu
 	out, err := newObserver(s.conn, spec)
 	if err != nil {
 		return none{}, err
@@ -229,7 +235,7 @@ func (s *server) start(_ context.Context, spec Spec) (none, error) {
 
 func (s *server) config() qemu.Config {
 	cfg := qemu.Config{
-		Binary: s.spec.Binary, Version: s.spec.Version, Accel: s.spec.Accel, Arch: s.spec.Arch, Memory: s.spec.Memory,
+		CPU: s.cpu, Binary: s.spec.Binary, Version: s.spec.Version, Accel: s.spec.Accel, Memory: s.spec.Memory,
 		Image: s.spec.Image, Mark: s.spec.Mark, Fallback: s.spec.Fallback, Untraced: s.spec.Untraced,
 		Kernel: os.NewFile(fdKernel, "kernel"), Initramfs: os.NewFile(fdInitramfs, "initramfs"),
 		Network: s.out.serveNetwork,

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && (mips || mipsle || mips64 || mips64le)
+
+package main
+
+// sigsetSize is how many bytes the kernel's signal mask has: there are 128
+// signals.
+const sigsetSize = 16
