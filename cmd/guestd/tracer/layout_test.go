@@ -137,3 +137,16 @@ func FuzzOpenCall(f *testing.F) {
 		}
 	})
 }
+
+// TestRegisters: what is needed of struct pt_regs has room on every CPU.
+func TestRegisters(t *testing.T) {
+	const room = 304 // REGS of bpf/record.h
+	for name, cpu := range cpus {
+		if n := cpu.regs.size(); n > room || n < 24 {
+			t.Errorf("%s: %d bytes of struct pt_regs, there is room for %d", name, n, room)
+		}
+		if !cpu.native.Valid() {
+			t.Errorf("%s has no ABI", name)
+		}
+	}
+}

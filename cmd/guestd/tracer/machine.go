@@ -6,23 +6,32 @@ package tracer
 
 import (
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/schemas/sysno"
 )
 
-// registers says where a kernel's struct pt_regs, which is part of its
-// interface to debuggers on no CPU but has not changed for years on any, holds
-// what belongs to a system call.
+// registers says where a kernel's struct pt_regs holds what belongs to a system
+// call.
 type registers struct {
-	Args   [6]uint32 `json:"args"`
-	Compat [6]uint32 `json:"compat"`
-	IP     uint32    `json:"ip"`
-	IP32   uint32    `json:"-"` // of a 32-bit call: the lower half
-	Number uint32    `json:"number"`
+	Args   [6]uint32
+	Compat [6]uint32
+	IP     uint32
+	IP32   uint32 // of a 32-bit call: the lower half
+	Number uint32
 	// SP is the stack pointer where there may be arguments on the stack.
-	SP uint32 `json:"-"`
+	SP uint32
+}
+
+// size is how much of the structure holds all of that.
+func (r registers) size() uint32 {
+	last := max(slices.Max(r.Args[:]), slices.Max(r.Compat[:]), r.IP)
+	if r.SP != offNone {
+		last = max(last, r.SP)
+	}
+	return last + word
 }
 
 // A guestCPU is what the tracer must know of a CPU that no kernel says.

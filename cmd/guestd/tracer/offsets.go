@@ -58,7 +58,7 @@ type config struct {
 	ENOTSOCK                  uint32
 	RegsIP, RegsIP32          uint32
 	RegsNr, NrMask            uint32
-	RegsSP                    uint32
+	RegsSP, RegsSize          uint32
 	RegsArgs, RegsCompat      [6]uint32
 	TaskStatus                uint32
 	TaskPid, TaskTgid         uint32
@@ -102,7 +102,7 @@ func configure(spec *ebpf.CollectionSpec, o *offsets, cfg Config) (sysno.ABI, er
 		ABI: uint32(native), ABICompat: uint32(cpu.compat), MuxBase: tables.muxBase, WakeBytes: wakeBytes,
 		CompatMask: cpu.compatMask, TaskStatus: cpu.compatAt, CompatFirst: cpu.compatFirst, ENOTSOCK: notSocket,
 		RegsIP: cpu.regs.IP, RegsIP32: cpu.regs.IP32, RegsNr: cpu.regs.Number, NrMask: cpu.numberMask,
-		RegsSP: cpu.regs.SP, RegsArgs: cpu.regs.Args, RegsCompat: cpu.regs.Compat,
+		RegsSP: cpu.regs.SP, RegsSize: cpu.regs.size(), RegsArgs: cpu.regs.Args, RegsCompat: cpu.regs.Compat,
 	}
 	if native == sysno.AMD64 {
 		c.ABIX32 = uint32(sysno.X32)

@@ -101,6 +101,7 @@ struct config {
 	u32 enotsock; /* MIPS has its own */
 	u32 regs_ip, regs_ip32, regs_nr, nr_mask;
 	u32 regs_sp; /* further arguments are on the stack there; OFF_NONE: never */
+	u32 regs_size; /* how much is needed: it may end where the stack does */
 	u32 regs_args[6], regs_compat[6];
 	u32 task_status, task_pid, task_tgid, task_leader, task_parent, task_start, task_thread_pid;
 	u32 task_signal, task_exit_code, task_mm, task_files, task_fs, task_flags, task_comm;
@@ -139,7 +140,7 @@ struct control {
  * no more than that.
  */
 #define AREA 7936
-#define REGS 304 /* of struct pt_regs, as much as may be needed of it */
+#define REGS 304 /* room for as much of struct pt_regs as is needed of it */
 
 #define WILD(i) (0x100u << (i))
 #define AGAIN 0x80000000u /* in retry: the arguments of a sub-call */

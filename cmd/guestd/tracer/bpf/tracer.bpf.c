@@ -327,7 +327,7 @@ inline_ volatile const struct spec *begin(struct task *t, u32 nr, u64 pt_regs)
 	} else {
 		task = (void *)(u64)(klong)bpf_get_current_task();
 		regs = &t->data[AREA - REGS]; /* nothing is there yet */
-		bpf_probe_read_kernel(regs, REGS, (void *)pt_regs);
+		bpf_probe_read_kernel(regs, cfg.regs_size, (void *)pt_regs);
 	}
 	if (is_compat(task, nr)) {
 		abi = cfg.abi_compat;
