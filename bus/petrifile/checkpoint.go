@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -59,7 +60,7 @@ type Coverage struct {
 	Events      uint64            `json:"events"`            // of the log
 	Foreign     uint64            `json:"foreign,omitempty"` // messages that lay among them and are none
 	Covered     uint64            `json:"covered"`
-	Uncovered   map[string]uint64 `json:"uncovered"` // events behind that, by type
+	Uncovered   map[string]uint64 `json:"uncovered"` // events behind that, by type; some that nobody knows as "other"
 	Checkpoints []Checked         `json:"checkpoints"`
 }
 
@@ -69,6 +70,12 @@ const (
 	// window is how many events may lie between the last that a checkpoint
 	// covers and the checkpoint itself: what others wrote while it was made.
 	window = 4096
+	// maxTypes and maxText bound what is remembered of events whose words a
+	// stranger chose; there are some hundred types, and none is half so long.
+	maxTypes = 1000
+	maxText  = 128
+	// otherTypes stands for all types behind these.
+	otherTypes = "other"
 )
 
 // covering follows a log's checkpoints. It holds the tree as it was some events
@@ -94,8 +101,25 @@ func (c *covering) add(leaf schemas.Digest, typ string) {
 		c.leaves = append(c.leaves[:0], c.leaves[window:]...)
 		c.types = append(c.types[:0], c.types[window:]...)
 	}
+	typ = clip(typ)
 	c.leaves, c.types = append(c.leaves, leaf), append(c.types, typ)
+	c.count(typ)
+}
+
+// count counts an event behind what is covered.
+func (c *covering) count(typ string) {
+	if _, ok := c.uncovered[typ]; !ok && len(c.uncovered) >= maxTypes {
+		typ = otherTypes
+	}
 	c.uncovered[typ]++
+}
+
+// clip shortens text, and lets go of the rest of it.
+func clip(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.Clone(s[:maxText])
 }
 
 // check takes a checkpoint that comes behind what was added so far.
@@ -103,14 +127,14 @@ func (c *covering) check(p *schemas.Checkpoint) error {
 	if len(c.checked) >= maxCheckpoints {
 		return fmt.Errorf("the log has more than %d checkpoints", maxCheckpoints)
 	}
-	k := Checked{Event: c.size() + 1, At: p.At, Events: p.Events, Root: p.Root, Key: p.Key}
+	k := Checked{Event: c.size() + 1, At: clip(p.At), Events: p.Events, Root: p.Root, Key: clip(p.Key)}
 	if err := c.problem(p); err != nil {
 		k.Problem = err.Error()
 	} else if (c.key == "" || c.key == p.Key) && p.Events > c.covered {
 		c.covered = p.Events
 		c.uncovered = map[string]uint64{}
 		for _, typ := range c.types[p.Events-c.base.size:] {
-			c.uncovered[typ]++
+			c.count(typ)
 		}
 	}
 	c.checked = append(c.checked, k)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -184,6 +185,41 @@ func TestRatio(t *testing.T) {
 		t.Errorf("it took %d MiB before it noticed", given)
 	}
 }
+
+// TestStrangeTypes has more types than there are, and long ones: what they
+// amount to in memory must not grow with the file.
+func TestStrangeTypes(t *testing.T) {
+	l, err := petrifile.NewLog("default", id, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := short(t, []byte("x"))
+	const events = 1500
+	for i := range events {
+		s.add("strange."+strconv.Itoa(i), id+"/strange/"+strconv.Itoa(i), strange(fmt.Sprintf("petri.s%d.%s", i, strings.Repeat("x", 1000))))
+	}
+	for _, e := range s.entries {
+		if _, err := l.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, n, size := l.Coverage(), uint64(0), 0
+	for typ, count := range c.Uncovered {
+		n += count
+		size += len(typ)
+	}
+	if n != c.Events || n != uint64(len(s.entries)) {
+		t.Errorf("%d of %d events are counted", n, c.Events)
+	}
+	if len(c.Uncovered) > 1001 || size > 130_000 {
+		t.Errorf("%d types of %d bytes are kept", len(c.Uncovered), size)
+	}
+}
+
+// strange is the data of an event of whatever type.
+type strange string
+
+func (s strange) EventType() string { return string(s) }
 
 // repeated gives the same bytes n times.
 type repeated struct {
