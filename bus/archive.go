@@ -179,7 +179,7 @@ func (b *Bus) ArchivedArtifacts(ctx context.Context, e schemas.ArchiveEntry, fn 
 // ArchivedObjects calls fn with the digest of everything in the store that an
 // archived or imported analysis names: artifacts, segments, result documents.
 func (b *Bus) ArchivedObjects(ctx context.Context, e schemas.ArchiveEntry, fn func(schemas.Digest) error) error {
-	r, _, err := b.archive().Open(ctx, e.File)
+	r, _, err := b.archive().For(e.Analysis).Open(ctx, e.File)
 	if err != nil {
 		return fmt.Errorf("archive of %s: %w", e.Analysis, err)
 	}
@@ -209,7 +209,7 @@ func (b *Bus) ArchivedObjects(ctx context.Context, e schemas.ArchiveEntry, fn fu
 // archivedEvents gives fn the events of an archived analysis, and reads the
 // file to its end.
 func (b *Bus) archivedEvents(ctx context.Context, e schemas.ArchiveEntry, fn func(Entry) error) error {
-	r, _, err := b.archive().Open(ctx, e.File)
+	r, _, err := b.archive().For(e.Analysis).Open(ctx, e.File)
 	if err != nil {
 		return fmt.Errorf("archive of %s: %w", e.Analysis, err)
 	}

@@ -36,7 +36,8 @@ type Bus struct {
 	consumers map[string]jetstream.Consumer // that have been looked up, by stream and name
 
 	denied   denials
-	stepwise bool // may not make consumers
+	stepwise bool   // may not make consumers
+	tenant   string // whose user this is, who asks the desk; empty: no tenant's
 
 	absentGrace time.Duration
 	leaseEvery  time.Duration // how often a lease is renewed
@@ -72,7 +73,10 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		return nil, err
 	}
 	opts = append(opts, auth...)
-	b.stepwise = strings.HasPrefix(user, "analyzer-")
+	if tenant, ok := strings.CutPrefix(user, "user-"); ok {
+		b.tenant = tenant
+	}
+	b.stepwise = b.tenant != "" || strings.HasPrefix(user, "analyzer-")
 	if b.nc, err = nats.Connect(a.URL, opts...); err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
 	}
@@ -219,9 +223,14 @@ const patience = 90 * time.Second
 // has run out. A try takes 2 s at most, so that a message lost in a leader's
 // change is sent again.
 func retry(ctx context.Context, f func(ctx context.Context) error) error {
+	return retryFor(ctx, 2*time.Second, f)
+}
+
+// retryFor is retry with another time for one try.
+func retryFor(ctx context.Context, each time.Duration, f func(ctx context.Context) error) error {
 	wait, begin := 20*time.Millisecond, time.Now()
 	for {
-		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		try, cancel := context.WithTimeout(ctx, each)
 		err := f(try)
 		cancel()
 		if err == nil || !transient(err) {

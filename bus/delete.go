@@ -101,6 +101,10 @@ func (b *Bus) FindTombstones(ctx context.Context, tenant, prefix string) ([]stri
 		return nil, err
 	}
 	var out []string
+	if b.tenant == tenant {
+		err := b.ask(ctx, askTombstone, deskAsk{Prefix: prefix}, &out)
+		return out, err
+	}
 	err := b.subjects(ctx, streamLog, tombstones+tenant+".*", func(subject string, _ uint64) error {
 		if id := subject[strings.LastIndexByte(subject, '.')+1:]; strings.HasPrefix(id, prefix) {
 			out = append(out, id)

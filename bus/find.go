@@ -4,6 +4,7 @@ package bus
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -14,23 +15,35 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// FindArtifacts returns the digests, in order, of the artifacts that a tenant's
-// analyses announced and that begin with the hexadecimal prefix. It reads the
-// log's list of subjects and the archive's entries, not the events.
-func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]schemas.Digest, error) {
+// Found is an artifact, and the last of the analyses that announced it.
+type Found struct {
+	SHA256   schemas.Digest `json:"sha256"`
+	Analysis string         `json:"analysis"`
+}
+
+// FindArtifacts returns the artifacts, in the order of their digests, that a
+// tenant's analyses announced and whose digest begins with the hexadecimal
+// prefix. It reads the log's list of subjects and the archive's entries, not the
+// events.
+func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]Found, error) {
 	if err := schemas.CheckTenant(tenant); err != nil {
 		return nil, err
+	}
+	if b.tenant == tenant {
+		var out []Found
+		err := b.ask(ctx, askFind, deskAsk{Prefix: prefix}, &out)
+		return out, err
 	}
 	s, err := b.js.Stream(ctx, streamLog)
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
-	const digest = 5 // token of petri.<tenant>.<analysis>.artifact.<kind>.<digest>.<occurrence>
+	const analysis, digest = 2, 5 // token of petri.<tenant>.<analysis>.artifact.<kind>.<digest>.<occurrence>
 	info, err := s.Info(ctx, jetstream.WithSubjectFilter(logPrefix+tenant+".*.artifact.>"))
 	if err != nil {
 		return nil, fmt.Errorf("list the log's subjects: %w", err)
 	}
-	var out []schemas.Digest
+	var out []Found
 	for subject := range info.State.Subjects {
 		tokens := strings.Split(subject, ".")
 		if len(tokens) <= digest {
@@ -38,14 +51,14 @@ func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]schem
 		}
 		d, err := schemas.ParseToken(tokens[digest])
 		if err == nil && strings.HasPrefix(d.String(), prefix) {
-			out = append(out, d)
+			out = append(out, Found{d, tokens[analysis]})
 		}
 	}
 	// The archive comes second: what is moved meanwhile is then in both.
 	err = b.ArchiveEntries(ctx, tenant, func(e schemas.ArchiveEntry) error {
 		for _, a := range e.Artifacts {
 			if strings.HasPrefix(a.SHA256.String(), prefix) {
-				out = append(out, a.SHA256)
+				out = append(out, Found{a.SHA256, e.Analysis})
 			}
 		}
 		if e.More == 0 {
@@ -53,7 +66,7 @@ func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]schem
 		}
 		return b.ArchivedArtifacts(ctx, e, func(a schemas.Artifact) error {
 			if strings.HasPrefix(a.SHA256.String(), prefix) {
-				out = append(out, a.SHA256)
+				out = append(out, Found{a.SHA256, e.Analysis})
 			}
 			return nil
 		})
@@ -61,6 +74,8 @@ func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]schem
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(out, func(x, y schemas.Digest) int { return bytes.Compare(x[:], y[:]) })
-	return slices.Compact(out), nil
+	slices.SortFunc(out, func(x, y Found) int {
+		return cmp.Or(bytes.Compare(x.SHA256[:], y.SHA256[:]), strings.Compare(y.Analysis, x.Analysis))
+	})
+	return slices.CompactFunc(out, func(x, y Found) bool { return x.SHA256 == y.SHA256 }), nil
 }

@@ -34,7 +34,7 @@ func TestFindArtifacts(t *testing.T) {
 		}
 		for _, d := range want {
 			got, err := b.FindArtifacts(t.Context(), "default", d.String()[:12])
-			if diff := cmp.Diff([]schemas.Digest{d}, got); err != nil || diff != "" {
+			if diff := cmp.Diff([]bus.Found{{SHA256: d, Analysis: second.id}}, got); err != nil || diff != "" {
 				t.Errorf("%s: %v (-want +got):\n%s", d, err, diff)
 			}
 		}

@@ -69,23 +69,14 @@ type objectReader struct {
 // them, and a missing chunk would be waited for until the deadline.
 func (r *objectReader) fetch() {
 	defer close(r.chunks)
-	subject := r.s.chunkSubject(r.o.meta.NUID)
-	st, err := r.s.b.js.Stream(r.ctx, r.s.stream())
+	get, err := r.s.chunks(r.ctx, r.o)
 	if err != nil {
 		r.fail <- err
 		return
 	}
 	next := uint64(1)
 	for range r.o.meta.Chunks {
-		var m *jetstream.RawStreamMsg
-		err := retry(r.ctx, func(ctx context.Context) (err error) {
-			m, err = st.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subject))
-			return err
-		})
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			// A replica may lag; the leader knows.
-			m, err = r.s.b.lookupIn(r.ctx, r.s.stream(), lookup{Next: subject, Seq: next})
-		}
+		m, err := get(r.ctx, next)
 		if errors.Is(err, ErrNotFound) {
 			err = fmt.Errorf("artifact %s: %w: a chunk is missing", r.o.SHA256, ErrCorrupt)
 		}
@@ -100,6 +91,29 @@ func (r *objectReader) fetch() {
 			return
 		}
 	}
+}
+
+// chunks returns a function that reads the first of an object's chunks from a
+// sequence on.
+func (s *Store) chunks(ctx context.Context, o Object) (func(ctx context.Context, next uint64) (*jetstream.RawStreamMsg, error), error) {
+	leader := func(ctx context.Context, next uint64) (*jetstream.RawStreamMsg, error) { return s.chunk(ctx, o, next) }
+	if s.b.tenant != "" {
+		return leader, nil
+	}
+	st, err := s.b.js.Stream(ctx, s.stream())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, next uint64) (m *jetstream.RawStreamMsg, err error) {
+		err = retry(ctx, func(ctx context.Context) (err error) {
+			m, err = st.GetMsg(ctx, next, jetstream.WithGetMsgSubject(s.chunkSubject(o.meta.NUID)))
+			return err
+		})
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return leader(ctx, next) // a replica may lag
+		}
+		return m, err
+	}, nil
 }
 
 func (r *objectReader) Read(p []byte) (int, error) {

@@ -127,6 +127,9 @@ func (b *Bus) Cancel(ctx context.Context, tenant, analysis, by string) error {
 	if err := checkTokens(tenant, analysis); err != nil {
 		return err
 	}
+	if b.tenant == tenant {
+		return b.ask(ctx, askCancel, deskAsk{Analysis: analysis, By: by}, new(struct{}))
+	}
 	for try := 0; ; try++ {
 		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := b.request(ask, cancelSubject(tenant, analysis), []byte(by))

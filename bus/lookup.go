@@ -31,6 +31,12 @@ type lookup struct {
 // is no such message the error wraps [ErrNotFound].
 // https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-31.md
 func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream.RawStreamMsg, error) {
+	if b.tenant != "" {
+		if stream != streamLog && stream != "KV_"+kvArchive {
+			return nil, fmt.Errorf("read %s: %w", stream, ErrDenied)
+		}
+		return b.askLookup(ctx, l)
+	}
 	req, err := json.Marshal(l)
 	if err != nil {
 		return nil, err
@@ -83,6 +89,9 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 // not that it is the last: any replica may answer, and only if that has none
 // the leader is asked. That costs a fraction, and the load is shared.
 func (b *Bus) anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
+	if b.tenant != "" {
+		return b.lastMsg(ctx, subject)
+	}
 	req, err := json.Marshal(lookup{Last: subject})
 	if err != nil {
 		return nil, err

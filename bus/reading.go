@@ -323,27 +323,27 @@ func (b *Bus) batches(ctx context.Context, subjects []string, from uint64, fn fu
 }
 
 // steps is batches for who may not make consumers: who may make one on the log
-// may change everybody's. Each message is asked for.
+// may change everybody's. Each page is asked for.
 func (b *Bus) steps(ctx context.Context, subject string, from uint64, fn func(batch []Entry, pending uint64) error) error {
-	for next := max(1, from); ; {
-		m, err := b.lookupIn(ctx, streamLog, lookup{Next: subject, Seq: next})
-		if errors.Is(err, ErrNotFound) {
-			if err := fn(nil, 0); err != nil {
+	for next := from; ; {
+		batch, err := b.page(ctx, subject, next)
+		if err != nil {
+			return err
+		}
+		if len(batch) > 0 {
+			next = batch[len(batch)-1].Seq + 1
+			if err := fn(batch, nobodyKnows); err != nil {
 				return err
 			}
-			select {
-			case <-time.After(idleCheck):
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			continue
 		}
-		if err != nil {
-			return fmt.Errorf("read the log: %w", err)
-		}
-		next = m.Sequence + 1
-		if err := fn([]Entry{newEntry(m.Sequence, m.Subject, m.Data)}, nobodyKnows); err != nil {
+		if err := fn(nil, 0); err != nil {
 			return err
+		}
+		select {
+		case <-time.After(idleCheck):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

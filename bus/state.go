@@ -148,6 +148,9 @@ func (s *Summary) apply(e schemas.Event) {
 // List returns the summaries of a tenant's analyses, the newest first, with
 // those that wait in the queue before them. limit 0 is no limit.
 func (b *Bus) List(ctx context.Context, tenant string, limit int) ([]Summary, error) {
+	if b.tenant == tenant {
+		return b.askSummaries(ctx, limit)
+	}
 	kv, err := b.js.KeyValue(ctx, kvState)
 	if err != nil {
 		return nil, fmt.Errorf("open the projection: %w", err)

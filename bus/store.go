@@ -67,6 +67,8 @@ type Store struct {
 	b      *Bus
 	bucket string
 	caps   Caps
+
+	analysis string // that names what is read; see [Store.For]
 }
 
 // Artifacts is the store that all of Petri shares.
@@ -81,6 +83,14 @@ func (b *Bus) uploads(analyzer string) *Store { return &Store{b: b, bucket: buck
 // WithCaps returns the same store with limits per kind.
 func (s *Store) WithCaps(c Caps) *Store { return &Store{b: s.b, bucket: s.bucket, caps: c} }
 
+// For returns the same store for the reading of what an analysis names. With the
+// credentials of a tenant's user nothing else can be read.
+func (s *Store) For(analysis string) *Store {
+	t := *s
+	t.analysis = analysis
+	return &t
+}
+
 func (s *Store) stream() string { return "OBJ_" + s.bucket }
 func (s *Store) chunkSubject(nuid string) string {
 	return "$O." + s.bucket + ".C." + nuid
@@ -92,7 +102,7 @@ func (s *Store) metaSubject(name string) string {
 // Stat returns what the store has under a digest, or an error that wraps
 // [ErrNotFound].
 func (s *Store) Stat(ctx context.Context, d schemas.Digest) (Object, error) {
-	m, err := s.b.lookupIn(ctx, s.stream(), lookup{Last: s.metaSubject(d.String())})
+	m, err := s.record(ctx, d)
 	if errors.Is(err, ErrNotFound) {
 		return Object{}, fmt.Errorf("artifact %s: %w", d, ErrNotFound)
 	}
@@ -100,6 +110,23 @@ func (s *Store) Stat(ctx context.Context, d schemas.Digest) (Object, error) {
 		return Object{}, fmt.Errorf("look up artifact %s: %w", d, err)
 	}
 	return s.object(d, m.Sequence, m.Data)
+}
+
+// record returns the message of an object's meta record.
+func (s *Store) record(ctx context.Context, d schemas.Digest) (*jetstream.RawStreamMsg, error) {
+	if s.b.tenant != "" {
+		return s.askObject(ctx, askStat, d, 0)
+	}
+	return s.b.lookupIn(ctx, s.stream(), lookup{Last: s.metaSubject(d.String())})
+}
+
+// chunk returns the first chunk of an object from a sequence on, by the leader's
+// word.
+func (s *Store) chunk(ctx context.Context, o Object, seq uint64) (*jetstream.RawStreamMsg, error) {
+	if s.b.tenant != "" {
+		return s.askObject(ctx, askChunk, o.SHA256, seq)
+	}
+	return s.b.lookupIn(ctx, s.stream(), lookup{Next: s.chunkSubject(o.meta.NUID), Seq: seq})
 }
 
 // object reads the meta record that lies at seq.

@@ -176,7 +176,7 @@ can make anybody anything.
 | users/reporter.creds | a host that runs: reporter |
 | users/admin.creds | who types petri commands |
 | users/siem.creds | who listens to live.petri.*.*.finding.> |
-| users/user-TENANT.creds | programs of a tenant: they queue jobs, cancel and watch |
+| users/user-TENANT.creds | who types petri commands for a tenant: submit, list, watch, report, get, cancel |
 
 Every program is told where it works, and as whom, by its environment:
 

@@ -21,7 +21,7 @@ const (
 	Analyzer Role = "analyzer" // answers tasks; one user per analyzer
 	Reporter Role = "reporter" // writes reports
 	SIEM     Role = "siem"     // hears what is found, nothing else
-	User     Role = "user"     // queues, cancels and watches; one user per tenant
+	User     Role = "user"     // asks the desk for its tenant, and watches; one user per tenant
 )
 
 // Roles lists all roles in a fixed order.
@@ -146,8 +146,8 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 		p.Subscribe = []string{"live.petri.*.*.finding.>"}
 	case User:
 		p.Subscribe = append(p.Subscribe, "live.petri."+name+".>")
-		p.Publish = append(p.Publish, "job."+name+".*.*", "ctl."+name+".*.cancel",
-			api+"DIRECT.GET.LOG.petri."+name+".>", api+"DIRECT.GET.KV_STATE.$KV.STATE."+name+".>", api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now")
+		p.Publish = append(p.Publish, "ask."+name+".>",
+			api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now")
 	}
 	return p, nil
 }

@@ -44,6 +44,7 @@ func TestRolesWork(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() { _ = bus.NewClerk(root, log).Run(serving) })
 	running.Go(func() { _ = bus.NewRegistrar(root, log).Run(serving) })
+	running.Go(func() { _ = bus.NewDesk(root, log).Run(serving) })
 	defer func() {
 		stop()
 		running.Wait()
@@ -65,11 +66,16 @@ func TestRolesWork(t *testing.T) {
 	}
 
 	user := as(auth.User, "acme")
-	sub := schemas.Submission{ID: schemas.NewID(time.Now()), Tenant: "acme", Profile: "amd64", Submitted: time.Now()}
-	must("submit", user.Submit(ctx, sub))
+	text := strings.Repeat("not much of a sample ", 100_000)
+	sub := schemas.Submission{ID: schemas.NewID(time.Now()), Tenant: "acme", Profile: "amd64", Submitted: time.Now(), Sample: schemas.Sample{Size: int64(len(text))}}
+	d, size, err := user.SubmitSample(ctx, sub, strings.NewReader(text))
+	must("submit", err)
+	if err := user.Submit(ctx, sub); !errors.Is(err, bus.ErrDenied) {
+		t.Errorf("submit past the desk: %v", err)
+	}
 	foreign := sub
 	foreign.Tenant = "other"
-	if err := user.Submit(ctx, foreign); !errors.Is(err, bus.ErrDenied) {
+	if _, _, err := user.SubmitSample(ctx, foreign, strings.NewReader(text)); err == nil {
 		t.Errorf("submit for another tenant: %v", err)
 	}
 
@@ -97,9 +103,10 @@ func TestRolesWork(t *testing.T) {
 		must("write an event", w.Write(ctx, e))
 	}
 	write(schemas.AnalysisSubmitted{Submission: sub, Attempt: 1})
-	text := strings.Repeat("not much of a sample ", 100_000)
-	d, size, err := sandbox.Artifacts().Put(ctx, schemas.KindSample, strings.NewReader(text))
-	must("store", err)
+	if job.Submission.Sample.SHA256 != d {
+		t.Errorf("the job's sample is %s, not %s", job.Submission.Sample.SHA256, d)
+	}
+	must("have the sample", sandbox.Artifacts().Keep(ctx, d))
 	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: d, Size: size}
 	e, err := schemas.NewEvent("acme", sub.ID, a.ID(sub.ID), time.Now(), schemas.OriginHost, a)
 	must("make an announcement", err)

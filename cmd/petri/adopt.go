@@ -69,7 +69,7 @@ func adopt(ctx context.Context, b *bus.Bus, name, only string) (*adoption, error
 		}
 	}
 	one := func(analysis string) error {
-		done, err := b.Adopt(ctx, tenant, analysis, out.Run, whoami())
+		done, err := b.Adopt(ctx, b.Tenant(), analysis, out.Run, whoami())
 		switch {
 		case errors.Is(err, bus.ErrNotEnded) || errors.Is(err, bus.ErrNotFound):
 			if only != "" {

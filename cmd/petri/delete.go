@@ -69,7 +69,7 @@ analysis has the same bytes. An analysis that still runs is refused.`,
 }
 
 func (g *global) delete(ctx context.Context, b *bus.Bus, id, reason string) error {
-	t, err := b.Delete(ctx, tenant, id, bus.DeleteOptions{By: whoami(), Reason: reason})
+	t, err := b.Delete(ctx, b.Tenant(), id, bus.DeleteOptions{By: whoami(), Reason: reason})
 	var dead *bus.DeletedError
 	if err != nil && !errors.As(err, &dead) {
 		return err

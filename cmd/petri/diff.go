@@ -91,7 +91,7 @@ func difference(ctx context.Context, b *bus.Bus, before, after, only string) (*c
 		if err != nil {
 			return nil, err
 		}
-		if reports[i], _, err = app.Fold(ctx, b, tenant, id); err != nil {
+		if reports[i], _, err = app.Fold(ctx, b, b.Tenant(), id); err != nil {
 			return nil, err
 		}
 	}
@@ -143,7 +143,7 @@ func compareRuns(ctx context.Context, b *bus.Bus, before, after, only string) (*
 		return nil, usagef("at least one side must be a run (petri runs list)")
 	}
 	answers := compare.NewAnswers()
-	if err := b.Answers(ctx, tenant, analyzers, analyses, answers.Add); err != nil {
+	if err := b.Answers(ctx, b.Tenant(), analyzers, analyses, answers.Add); err != nil {
 		return nil, err
 	}
 	return answers.Between(sides[0], sides[1]), nil

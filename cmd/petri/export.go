@@ -98,10 +98,10 @@ artifacts there are segment (the pieces of a trace and a capture) and result
 }
 
 func export(ctx context.Context, b *bus.Bus, id, out string, without []schemas.Kind) (exported, error) {
-	e := exported{Tenant: tenant, Analysis: id, LeftOut: map[string]int{}, Missing: map[string]int{}}
+	e := exported{Tenant: b.Tenant(), Analysis: id, LeftOut: map[string]int{}, Missing: map[string]int{}}
 	write := func(w io.Writer) (err error) {
 		counted := &counter{w: w}
-		e.File, err = b.Export(ctx, tenant, id, counted, bus.ExportOptions{Without: without, Object: func(o petrifile.Object, absent string) {
+		e.File, err = b.Export(ctx, b.Tenant(), id, counted, bus.ExportOptions{Without: without, Object: func(o petrifile.Object, absent string) {
 			switch absent {
 			case petrifile.AbsentLeftOut:
 				e.LeftOut[string(o.Kinds[0])]++
@@ -191,7 +191,7 @@ and the analysis shows only if all of it is right.`,
 				return interrupted(ctx, err)
 			}
 			defer done()
-			im, err := cfg.Import(ctx, b, tenant, in)
+			im, err := cfg.Import(ctx, b, b.Tenant(), in)
 			if err != nil {
 				return interrupted(ctx, badFile(err))
 			}
@@ -261,10 +261,10 @@ still runs, or that an analyzer or a run still owes something, stays.`,
 				if err != nil {
 					return err
 				}
-				if err := x.Archive(ctx, tenant, id); err != nil {
+				if err := x.Archive(ctx, b.Tenant(), id); err != nil {
 					return interrupted(ctx, fmt.Errorf("archive %s: %w", id, err))
 				}
-				e, err := b.ArchiveEntry(ctx, tenant, id)
+				e, err := b.ArchiveEntry(ctx, b.Tenant(), id)
 				if err != nil {
 					return interrupted(ctx, err)
 				}

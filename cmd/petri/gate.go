@@ -61,7 +61,7 @@ first line that the command prints is the reason. Each decision is printed, with
 				return interrupted(ctx, err)
 			}
 			defer b.Close()
-			err = b.ServeGate(ctx, tenant, a[0], func(ctx context.Context, e schemas.Event) (*schemas.GateAnswer, error) {
+			err = b.ServeGate(ctx, b.Tenant(), a[0], func(ctx context.Context, e schemas.Event) (*schemas.GateAnswer, error) {
 				answer, err := askCommand(ctx, limit, a[1:], e)
 				if err != nil {
 					fmt.Fprintf(os.Stderr, "petri: no answer to %s of %s: %v\n", e.Name(), e.Analysis, err)

@@ -29,18 +29,18 @@ func checkDigest(s string) error {
 
 // resolveDigest accepts a digest, or its beginning if only one artifact's
 // begins so.
-func resolveDigest(ctx context.Context, b *bus.Bus, s string) (schemas.Digest, error) {
-	if d, err := schemas.ParseDigest(s); err == nil {
-		return d, nil
+func resolveDigest(ctx context.Context, b *bus.Bus, s string) (bus.Found, error) {
+	if d, err := schemas.ParseDigest(s); err == nil && !b.AsksDesk() {
+		return bus.Found{SHA256: d}, nil // announced or not
 	}
-	found, err := b.FindArtifacts(ctx, tenant, strings.ToLower(s))
+	found, err := b.FindArtifacts(ctx, b.Tenant(), strings.ToLower(s))
 	switch {
 	case err != nil:
-		return schemas.Digest{}, err
+		return bus.Found{}, err
 	case len(found) == 0:
-		return schemas.Digest{}, usagef("no artifact's digest begins with %s (petri artifacts ID lists an analysis' artifacts)", s)
+		return bus.Found{}, usagef("no artifact's digest begins with %s (petri artifacts ID lists an analysis' artifacts)", s)
 	case len(found) > 1:
-		return schemas.Digest{}, usagef("%s begins the digests of %d artifacts, such as %s and %s: write more of it", s, len(found), found[0], found[1])
+		return bus.Found{}, usagef("%s begins the digests of %d artifacts, such as %s and %s: write more of it", s, len(found), found[0].SHA256, found[1].SHA256)
 	}
 	return found[0], nil
 }

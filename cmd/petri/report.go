@@ -21,8 +21,6 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-const tenant = schemas.DefaultTenant
-
 // read connects to the Petri that runs, or, since reading needs no more than
 // the log, to a server of our own on the same data.
 func (g *global) read(ctx context.Context) (*bus.Bus, func(), error) {
@@ -48,7 +46,7 @@ func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	if len(s) < 6 {
 		return "", usage(schemas.CheckID(s))
 	}
-	list, err := b.List(ctx, tenant, 0)
+	list, err := b.List(ctx, b.Tenant(), 0)
 	if err != nil {
 		return "", err
 	}
@@ -62,7 +60,7 @@ func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		dead, err := b.FindTombstones(ctx, tenant, s)
+		dead, err := b.FindTombstones(ctx, b.Tenant(), s)
 		if err != nil {
 			return "", err
 		}
@@ -127,10 +125,10 @@ func reportCommand(g *global) *cobra.Command {
 
 func foldReport(ctx context.Context, b *bus.Bus, id, at string) (*schemas.Report, error) {
 	if at != "" {
-		r, err := app.FoldAt(ctx, b, tenant, id, at)
+		r, err := app.FoldAt(ctx, b, b.Tenant(), id, at)
 		return r, badInput(err)
 	}
-	r, _, err := app.Fold(ctx, b, tenant, id)
+	r, _, err := app.Fold(ctx, b, b.Tenant(), id)
 	return r, err
 }
 
@@ -148,7 +146,7 @@ CloudEvents themselves, one a line.`,
 	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
 		w := bufio.NewWriter(os.Stdout)
 		n := 0
-		err := b.Read(ctx, tenant, id, from, func(e bus.Entry) error {
+		err := b.Read(ctx, b.Tenant(), id, from, func(e bus.Entry) error {
 			n++
 			return g.printEvent(w, e.Event)
 		})
@@ -220,7 +218,7 @@ func artifactsCommand(g *global) *cobra.Command {
 		Args:    args(cobra.ExactArgs(1)),
 	}
 	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
-		r, _, err := app.Fold(ctx, b, tenant, id)
+		r, _, err := app.Fold(ctx, b, b.Tenant(), id)
 		if err != nil {
 			return err
 		}
@@ -264,14 +262,14 @@ digest begins so.`,
 				return interrupted(ctx, err)
 			}
 			defer done()
-			d, err := resolveDigest(ctx, b, a[0])
+			f, err := resolveDigest(ctx, b, a[0])
 			if err != nil {
 				return interrupted(ctx, err)
 			}
 			if out == "" {
-				err = copyArtifact(ctx, b, d, os.Stdout, raw)
+				err = copyArtifact(ctx, b, f, os.Stdout, raw)
 			} else {
-				err = writeFile(out, func(w io.Writer) error { return copyArtifact(ctx, b, d, w, raw) })
+				err = writeFile(out, func(w io.Writer) error { return copyArtifact(ctx, b, f, w, raw) })
 			}
 			if errors.Is(err, bus.ErrNotFound) {
 				return fmt.Errorf("%w (petri artifacts ID lists an analysis' artifacts)", err)
@@ -285,14 +283,14 @@ digest begins so.`,
 }
 
 // copyArtifact writes an artifact, or what a manifest stands for.
-func copyArtifact(ctx context.Context, b *bus.Bus, d schemas.Digest, w io.Writer, raw bool) error {
-	st := b.Artifacts()
-	o, err := st.Stat(ctx, d)
+func copyArtifact(ctx context.Context, b *bus.Bus, f bus.Found, w io.Writer, raw bool) error {
+	st := b.Artifacts().For(f.Analysis)
+	o, err := st.Stat(ctx, f.SHA256)
 	if err != nil {
 		return err
 	}
 	if !raw && (o.Kind == schemas.KindTrace || o.Kind == schemas.KindPcap) {
-		m, err := manifest(ctx, b, d)
+		m, err := manifest(ctx, st, f.SHA256)
 		if err != nil {
 			return err
 		}
@@ -303,13 +301,13 @@ func copyArtifact(ctx context.Context, b *bus.Bus, d schemas.Digest, w io.Writer
 		}
 		return nil
 	}
-	return copyObject(ctx, st, d, w)
+	return copyObject(ctx, st, f.SHA256, w)
 }
 
 const maxManifest = 16 << 20
 
-func manifest(ctx context.Context, b *bus.Bus, d schemas.Digest) (*schemas.Manifest, error) {
-	body, err := b.Artifacts().ReadAll(ctx, d, maxManifest)
+func manifest(ctx context.Context, st *bus.Store, d schemas.Digest) (*schemas.Manifest, error) {
+	body, err := st.ReadAll(ctx, d, maxManifest)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +353,7 @@ func writeOut(ctx context.Context, b *bus.Bus, r *schemas.Report, dir string) er
 			continue
 		}
 		done[a.SHA256] = true
-		if err := writeArtifact(ctx, b, a, files); err != nil {
+		if err := writeArtifact(ctx, b, r.Analysis.ID, a, files); err != nil {
 			return fmt.Errorf("artifact %s: %w", a.SHA256, err)
 		}
 	}
@@ -368,9 +366,11 @@ var endings = map[schemas.Kind]string{
 	schemas.KindDrops: ".json", schemas.KindSample: ".sample", schemas.KindDropped: ".dropped",
 }
 
-func writeArtifact(ctx context.Context, b *bus.Bus, a schemas.Artifact, dir string) error {
+func writeArtifact(ctx context.Context, b *bus.Bus, analysis string, a schemas.Artifact, dir string) error {
 	path := filepath.Join(dir, string(a.Kind)+"-"+a.SHA256.String()+endings[a.Kind])
-	return writeFile(path, func(w io.Writer) error { return copyArtifact(ctx, b, a.SHA256, w, false) })
+	return writeFile(path, func(w io.Writer) error {
+		return copyArtifact(ctx, b, bus.Found{SHA256: a.SHA256, Analysis: analysis}, w, false)
+	})
 }
 
 func behaviorDetail(b *schemas.Behavior) string {

@@ -42,7 +42,7 @@ func (f *runFlags) add(c *cobra.Command) {
 }
 
 func (f *runFlags) state() (schemas.RunState, error) {
-	r := schemas.RunState{Tenant: tenant, Analyzers: f.analyzers, Force: f.force, Parallel: f.parallel, By: whoami()}
+	r := schemas.RunState{Tenant: schemas.DefaultTenant, Analyzers: f.analyzers, Force: f.force, Parallel: f.parallel, By: whoami()}
 	if f.parallel < 1 || f.parallel > schemas.MaxRunParallel {
 		return r, usagef("--parallel %d is not between 1 and %d", f.parallel, schemas.MaxRunParallel)
 	}
@@ -433,7 +433,7 @@ func resolveRun(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	if schemas.CheckRun(s) == nil && s != schemas.LiveRun {
 		return s, nil
 	}
-	list, err := b.Runs(ctx, tenant)
+	list, err := b.Runs(ctx, b.Tenant())
 	if err != nil {
 		return "", err
 	}
@@ -473,7 +473,7 @@ func runsListCommand(g *global) *cobra.Command {
 				return interrupted(ctx, err)
 			}
 			defer done()
-			list, err := b.Runs(ctx, tenant)
+			list, err := b.Runs(ctx, b.Tenant())
 			if err != nil {
 				return interrupted(ctx, err)
 			}

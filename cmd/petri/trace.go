@@ -30,7 +30,7 @@ behaviour that the calls amount to, one event a line.`,
 		Args:    args(cobra.ExactArgs(1)),
 	}
 	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
-		r, _, err := app.Fold(ctx, b, tenant, id)
+		r, _, err := app.Fold(ctx, b, b.Tenant(), id)
 		if err != nil {
 			return err
 		}
@@ -40,7 +40,7 @@ behaviour that the calls amount to, one event a line.`,
 				continue
 			}
 			found = true
-			if err := g.printTrace(ctx, b, a.SHA256); err != nil {
+			if err := g.printTrace(ctx, b, bus.Found{SHA256: a.SHA256, Analysis: id}); err != nil {
 				return err
 			}
 		}
@@ -52,10 +52,10 @@ behaviour that the calls amount to, one event a line.`,
 	return c
 }
 
-func (g *global) printTrace(ctx context.Context, b *bus.Bus, d schemas.Digest) error {
+func (g *global) printTrace(ctx context.Context, b *bus.Bus, f bus.Found) error {
 	pr, pw := io.Pipe()
 	defer pr.Close()
-	go func() { pw.CloseWithError(copyArtifact(ctx, b, d, pw, false)) }()
+	go func() { pw.CloseWithError(copyArtifact(ctx, b, f, pw, false)) }()
 	w := bufio.NewWriter(os.Stdout)
 	var werr error
 	if g.json {

@@ -142,7 +142,7 @@ func cancelCommand(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return interrupted(ctx, b.Cancel(ctx, tenant, id, "petri cancel"))
+			return interrupted(ctx, b.Cancel(ctx, b.Tenant(), id, "petri cancel"))
 		},
 	}
 }
@@ -163,7 +163,7 @@ func listCommand(g *global) *cobra.Command {
 				return err
 			}
 			defer done()
-			list, err := b.List(ctx, tenant, limit)
+			list, err := b.List(ctx, b.Tenant(), limit)
 			if err != nil {
 				return interrupted(ctx, err)
 			}

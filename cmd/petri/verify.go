@@ -159,8 +159,8 @@ func verifyFile(r io.Reader, key string) (*verified, error) {
 }
 
 func verifyAnalysis(ctx context.Context, b *bus.Bus, id, key string) (*verified, error) {
-	v := &verified{Tenant: tenant, Analysis: id, Absent: map[string]int{}, Problems: []string{}}
-	log, err := b.Verify(ctx, tenant, id, key)
+	v := &verified{Tenant: b.Tenant(), Analysis: id, Absent: map[string]int{}, Problems: []string{}}
+	log, err := b.Verify(ctx, b.Tenant(), id, key)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, fmt.Errorf("%w (petri list shows those there are)", err)
 	}
@@ -172,7 +172,7 @@ func verifyAnalysis(ctx context.Context, b *bus.Bus, id, key string) (*verified,
 		v.Problems = append(v.Problems, err.Error())
 		return v, nil
 	}
-	e, err := b.ArchiveEntry(ctx, tenant, id)
+	e, err := b.ArchiveEntry(ctx, b.Tenant(), id)
 	if err != nil && !errors.Is(err, bus.ErrNotFound) {
 		return nil, err
 	}

@@ -43,13 +43,13 @@ standard error.`,
 			defer b.Close()
 			feed := g.feed(os.Stdout, os.Stderr, all)
 			if all {
-				return interrupted(ctx, b.Live(ctx, tenant, feed))
+				return interrupted(ctx, b.Live(ctx, b.Tenant(), feed))
 			}
 			id, err := resolve(ctx, b, a[0])
 			if err != nil {
 				return err
 			}
-			return interrupted(ctx, b.Watch(ctx, tenant, id, feed))
+			return interrupted(ctx, b.Watch(ctx, b.Tenant(), id, feed))
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "everything that happens, from now on")

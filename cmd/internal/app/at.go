@@ -46,7 +46,7 @@ func FoldAt(ctx context.Context, b *bus.Bus, tenant, analysis, at string) (*sche
 	if err != nil {
 		return nil, err
 	}
-	return f.Report(documents{ctx, b})
+	return f.Report(documents{ctx, b.Artifacts().For(analysis)})
 }
 
 // point finds a point in a log.

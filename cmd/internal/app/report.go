@@ -17,12 +17,12 @@ import (
 
 // documents reads result documents out of the store.
 type documents struct {
-	ctx context.Context // of one fold
-	b   *bus.Bus
+	ctx   context.Context // of one fold
+	store *bus.Store
 }
 
 func (d documents) Document(digest schemas.Digest, limit int64) ([]byte, error) {
-	return d.b.Artifacts().ReadAll(d.ctx, digest, limit)
+	return d.store.ReadAll(d.ctx, digest, limit)
 }
 
 // Fold makes an analysis' report out of its log.
@@ -36,7 +36,7 @@ func Fold(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas.Re
 		return nil, 0, err
 	}
 	f.SetForeign(foreign)
-	r, err := f.Report(documents{ctx, b})
+	r, err := f.Report(documents{ctx, b.Artifacts().For(analysis)})
 	if errors.Is(err, fold.ErrNoSubmission) {
 		return nil, 0, fmt.Errorf("analysis %s: %w (petri list shows those there are)", analysis, bus.ErrNotFound)
 	}

@@ -17,8 +17,8 @@ import (
 )
 
 // RunBus is the bus' own process: the embedded server, unless there is one of
-// the user's, the clerk, the registrar, who answers for lost tasks, the archiver,
-// and the projection for lists. It runs until ctx is done; ready is called when clients may connect.
+// the user's, the clerk, the registrar, who answers for lost tasks, the desk,
+// the archiver,// and the projection for lists. It runs until ctx is done; ready is called when clients may connect.
 func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
 	b, limits, stop, err := openBus(ctx, c, log)
 	if err != nil {
@@ -40,6 +40,7 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 	g.Go(func() error { return bus.NewClerk(b, log).Run(ctx) })
 	g.Go(func() error { return bus.NewRegistrar(b, log).Run(ctx) })
 	g.Go(func() error { return b.AnswerLost(ctx, log) })
+	g.Go(func() error { return bus.NewDesk(b, log).Run(ctx) })
 	g.Go(func() error { return b.Project(ctx, log) })
 	g.Go(func() error { return b.Undertake(ctx, log) })
 	g.Go(func() error {

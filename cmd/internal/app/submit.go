@@ -313,16 +313,16 @@ func (p *Prepared) Submit(ctx context.Context, b *bus.Bus) error {
 			return err
 		}
 	}
-	caps := bus.Caps{schemas.KindSample: p.Submission.Options.MaxSample}
-	d, n, err := b.Artifacts().WithCaps(caps).Put(ctx, schemas.KindSample, p.file)
+	p.Submission.Tenant = b.Tenant()
+	d, n, err := b.SubmitSample(ctx, p.Submission, p.file)
 	if err != nil {
-		return fmt.Errorf("store the sample: %w", err)
+		return err
 	}
 	if n != p.Submission.Sample.Size {
 		return BadInput("%q changed while it was read", p.Submission.Sample.Name)
 	}
 	p.Submission.Sample.SHA256 = d
-	return b.Submit(ctx, p.Submission)
+	return nil
 }
 
 // Close closes the sample.
