@@ -149,6 +149,10 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 		return err
 	}
 	prefix, ok := queues[d.Stream]
+	if analyzer, own := strings.CutPrefix(d.Consumer, "az-"); own && d.Stream == streamRuns {
+		// An analyzer writes such a letter itself, and the subject in it.
+		prefix += strings.TrimSuffix(analyzer, "-run") + "."
+	}
 	switch {
 	case d.Stream == streamLog:
 		return fmt.Errorf("dead letter %d is a fact of the log, which stays there: %s, then drop the letter (petri dead drop %d)", id, remedy(d), id)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
@@ -68,15 +69,15 @@ func Init(dir string, o Options) error {
 		}
 	}
 	for _, r := range []Role{Bus, Admin, Sandboxd, Reporter, SIEM} {
-		if _, err := AddUser(dir, r, ""); err != nil {
+		if _, err := AddUser(dir, r, "", UserOptions{}); err != nil {
 			return err
 		}
 	}
-	if _, err := AddUser(dir, Analyzer, Builtin, o.Analyzers...); err != nil {
+	if _, err := AddUser(dir, Analyzer, Builtin, UserOptions{Analyzers: o.Analyzers}); err != nil {
 		return err
 	}
 	for _, t := range o.Tenants {
-		if _, err := AddUser(dir, User, t); err != nil {
+		if _, err := AddUser(dir, User, t, UserOptions{}); err != nil {
 			return err
 		}
 	}
@@ -168,29 +169,31 @@ func saveKey(path string, key nkeys.KeyPair) error {
 	return write(path, append(seed, '\n'), 0o600)
 }
 
+// UserOptions are for [AddUser].
+type UserOptions struct {
+	Analyzers []string      // of a process that runs several
+	Expires   time.Duration // from now, when the servers cut the user off; 0: never
+}
+
 // AddUser makes the credentials of a role's user in an installation and returns
 // their file. The servers need not be told: they know the account that has
-// signed them. analyzers are those of a process that runs several.
-func AddUser(dir string, r Role, name string, analyzers ...string) (string, error) {
+// signed them.
+func AddUser(dir string, r Role, name string, o UserOptions) (string, error) {
 	user, err := UserName(r, name)
 	if err != nil {
 		return "", err
 	}
-	p, err := PermissionsOf(r, name, analyzers...)
+	p, err := PermissionsOf(r, name, o.Analyzers...)
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "users", user+".creds")
 	if _, err := os.Stat(path); err == nil {
-		return "", fmt.Errorf("%s exists already (remove it to make new ones)", path)
+		return "", fmt.Errorf("%s exists already (take them back, and make new ones: petri bus revoke %s %s)", path, dir, user)
 	}
-	seed, err := os.ReadFile(filepath.Join(dir, "keys", "petri.nk"))
+	account, err := loadKey(dir, "petri")
 	if err != nil {
-		return "", fmt.Errorf("read the account's key: %w (%s must be a directory of petri bus init)", err, dir)
-	}
-	account, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(seed))))
-	if err != nil {
-		return "", fmt.Errorf("read the account's key: %w", err)
+		return "", err
 	}
 	key, err := nkeys.CreateUser()
 	if err != nil {
@@ -202,6 +205,9 @@ func AddUser(dir string, r Role, name string, analyzers ...string) (string, erro
 	}
 	c := jwt.NewUserClaims(id)
 	c.Name = user
+	if o.Expires > 0 {
+		c.Expires = time.Now().Add(o.Expires).Unix()
+	}
 	c.Pub.Allow, c.Sub.Allow = p.Publish, p.Subscribe
 	if len(p.Publish) == 0 {
 		c.Pub.Deny = []string{">"} // an empty list would allow all

@@ -57,6 +57,11 @@ var matrix = []struct {
 	{"$JS.API.CONSUMER.MSG.NEXT.RUNS.az-capa-run", "take another analyzer's tasks of runs", "-----", false},
 	{"$JS.ACK.LOG.az-yara-live.1.1.1.1.1", "finish yara's tasks", "-y---", false},
 	{"$JS.ACK.LOG.az-capa-live.1.1.1.1.1", "finish another analyzer's tasks", "-----", false},
+	{"dead.LOG.az-yara-live", "bury yara's tasks", "-y---", false},
+	{"dead.LOG.az-capa-live", "bury another analyzer's tasks", "-----", false},
+	{"dead.RUNS.az-yara-run", "bury yara's tasks of runs", "-y---", false},
+	{"dead.INBOX.clerk", "bury finished tasks", "-----", false},
+	{"dead.JOBS.jobs", "bury jobs", "y----", false},
 	{"$JS.API.CONSUMER.CREATE.LOG.mine", "make consumers on the log", "y-y--", false},
 	{"$JS.API.CONSUMER.DELETE.LOG.az-yara-live", "delete consumers", "-----", false},
 	{"$JS.API.STREAM.MSG.GET.LOG", "read the whole log", "yyy--", false},
@@ -127,7 +132,7 @@ func serve(t *testing.T) (dir, url string) {
 	if err := auth.Init(dir, o); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := auth.AddUser(dir, auth.Analyzer, "yara"); err != nil {
+	if _, err := auth.AddUser(dir, auth.Analyzer, "yara", auth.UserOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Chdir(filepath.Join(dir, "nodes", "127.0.0.1"))

@@ -94,6 +94,7 @@ func tasksOf(name string) []string {
 		"reg." + name, "unreg." + name, "in." + name + ".*", "$KV.REGISTRY." + name + ".>", "$O.UP-" + name + ".>"}
 	return append(out,
 		api+"CONSUMER.INFO.LOG."+live, api+"CONSUMER.MSG.NEXT.LOG."+live, "$JS.ACK.LOG."+live+".>",
+		"dead.LOG."+live, "dead.RUNS."+run, // a task that it cannot read
 		api+"CONSUMER.INFO.RUNS."+run, api+"CONSUMER.MSG.NEXT.RUNS."+run, "$JS.ACK.RUNS."+run+".>")
 }
 
@@ -120,7 +121,7 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 		p.Publish = append(p.Publish, reading("LOG", "JOBS", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE", "KV_LEASE", "KV_REGISTRY", "KV_PROFILES", "KV_ANALYZERS")...)
 		p.Publish = append(p.Publish,
 			"petri.*.*.context.*", "petri.*.*.segment.*.*", "petri.*.*.artifact.*.*.*", "petri.*.*.checkpoint.*",
-			api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now", "live.petri.*.*.behavior.*.*", "gate.*.*", "job.*.*.*", "dead.*.*", "$O.ART.>", "$KV.LEASE.*",
+			api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now", "live.petri.*.*.behavior.*.*", "gate.*.*", "job.*.*.*", "dead.JOBS.jobs", "$O.ART.>", "$KV.LEASE.*",
 			api+"CONSUMER.CREATE.LOG.>", api+"CONSUMER.INFO.LOG.*", api+"CONSUMER.MSG.NEXT.LOG.*",
 			api+"CONSUMER.CREATE.KV_REGISTRY.>", api+"CONSUMER.DELETE.KV_REGISTRY.*", api+"CONSUMER.CREATE.KV_LEASE.>", "$JS.FC.>",
 			api+"CONSUMER.CREATE.JOBS.>", api+"CONSUMER.INFO.JOBS.*", api+"CONSUMER.MSG.NEXT.JOBS.*", "$JS.ACK.JOBS.>",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +25,7 @@ keeps the log on them. On one machine petri up does all of this by itself.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(busInitCommand(g), busUserCommand(g), busServeCommand(g), busRunCommand(g))
+	c.AddCommand(busInitCommand(g), busUserCommand(g), busRevokeCommand(g), busServeCommand(g), busRunCommand(g))
 	return c
 }
 
@@ -67,19 +68,20 @@ func busInitCommand(g *global) *cobra.Command {
 }
 
 func busUserCommand(g *global) *cobra.Command {
-	return &cobra.Command{
+	var expires age
+	c := &cobra.Command{
 		Use: "user DIR ROLE [NAME]", Short: "Make credentials of one more analyzer or tenant",
 		Long: `Make the credentials of a role: bus, admin, sandboxd, analyzer NAME, reporter,
 siem or user TENANT. The servers need not be told.`,
 		Example: `  petri bus user petri-bus analyzer yara
-  petri bus user petri-bus user acme`,
+  petri bus user petri-bus user acme --expires 90d`,
 		Args: args(cobra.RangeArgs(2, 3)),
 		RunE: func(c *cobra.Command, a []string) error {
 			name := ""
 			if len(a) == 3 {
 				name = a[2]
 			}
-			path, err := auth.AddUser(a[0], auth.Role(a[1]), name)
+			path, err := auth.AddUser(a[0], auth.Role(a[1]), name, auth.UserOptions{Expires: time.Duration(expires)})
 			if err != nil {
 				return err
 			}
@@ -89,6 +91,37 @@ siem or user TENANT. The servers need not be told.`,
 				}{path})
 			}
 			fmt.Fprintln(c.OutOrStdout(), path)
+			return nil
+		},
+	}
+	c.Flags().Var(&expires, "expires", "the servers cut the user off after so long, such as 12h or 90d; 0: never")
+	return c
+}
+
+func busRevokeCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke DIR USER", Short: "Take a user's credentials back",
+		Long: `Take back the credentials in DIR/users/USER.creds, wherever copies of them are.
+The servers that --nats names cut the user off at once. Their configurations in
+DIR/nodes are made anew: copy each nats.conf to its host before that server's
+next start, which would forget it otherwise.`,
+		Example: `  petri bus revoke petri-bus user-acme --nats tls://10.0.0.1:4222
+  petri bus revoke petri-bus analyzer-yara`,
+		Args: args(cobra.ExactArgs(2)),
+		RunE: func(c *cobra.Command, a []string) error {
+			ctx, cancel := interruptible(c.Context())
+			defer cancel()
+			told, err := auth.Revoke(ctx, a[0], g.cfg.NATS, a[1])
+			if err != nil {
+				return interrupted(ctx, err)
+			}
+			if g.json {
+				return printJSON(c.OutOrStdout(), struct {
+					User string `json:"user"`
+					Told int    `json:"servers_told"`
+				}{a[1], told})
+			}
+			fmt.Fprintf(c.OutOrStdout(), "revoked %s; %s told; now copy %s to the servers\n", a[1], count(uint64(told), "server"), filepath.Join(a[0], "nodes", "HOST", "nats.conf"))
 			return nil
 		},
 	}

@@ -41,7 +41,7 @@ func TestAnalyzerCredentials(t *testing.T) {
 	if err := auth.Init(dir, o); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := auth.AddUser(dir, auth.Analyzer, "mine"); err != nil {
+	if _, err := auth.AddUser(dir, auth.Analyzer, "mine", auth.UserOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	program := filepath.Join(t.TempDir(), "analyzer")
