@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/schemas"
 )
 

@@ -161,7 +161,7 @@ func TestExportWipeImport(t *testing.T) {
 			id := e.Analysis
 			same := func(where string, b *bus.Bus) {
 				t.Helper()
-				r, _, err := app.Fold(ctx, b, tenant, id)
+				r, _, err := app.Fold(ctx, b, b.Tenant(), id)
 				if err != nil {
 					t.Fatal(where, err)
 				}
@@ -178,7 +178,7 @@ func TestExportWipeImport(t *testing.T) {
 			if _, err := export(ctx, b, id, file, nil); err != nil {
 				t.Fatal(err)
 			}
-			if err := bus.NewArchiver(b, bus.ArchiverOptions{}).Archive(ctx, tenant, id); err != nil {
+			if err := bus.NewArchiver(b, bus.ArchiverOptions{}).Archive(ctx, schemas.DefaultTenant, id); err != nil {
 				t.Fatal(err)
 			}
 			same("out of the archive", b)
@@ -194,7 +194,7 @@ func TestExportWipeImport(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer in.Close()
-			if _, err := cfg.Import(ctx, b, tenant, in); err != nil {
+			if _, err := cfg.Import(ctx, b, b.Tenant(), in); err != nil {
 				t.Fatal(err)
 			}
 			same("of the import", b)

@@ -18,7 +18,7 @@ import (
 func TestProgressExplains(t *testing.T) {
 	event := func(data schemas.Typed) schemas.Event {
 		t.Helper()
-		e, err := schemas.NewEvent(tenant, schemas.NewID(testTime), "1", testTime, schemas.OriginHost, data)
+		e, err := schemas.NewEvent(schemas.DefaultTenant, schemas.NewID(testTime), "1", testTime, schemas.OriginHost, data)
 		if err != nil {
 			t.Fatal(err)
 		}
