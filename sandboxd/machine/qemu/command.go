@@ -93,6 +93,7 @@ func (c *Config) command(ram ramMode) []string {
 		"-netdev", "stream,id=net0,server=off,addr.type=fd,addr.str="+strconv.Itoa(fdNetwork),
 		"-device", "virtio-net-"+cpu.Bus+",netdev=net0,mac="+defaultMAC+romfile,
 	)
+	args = append(args, disguise(c.CPU, c.Accel)...)
 	if ram == ramPrivate {
 		args = append(args, "-incoming", "defer")
 	}
