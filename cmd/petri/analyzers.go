@@ -101,6 +101,20 @@ func analyzerState(a bus.AnalyzerState) string {
 	}
 }
 
+// analyzerChange is what add and remove print with --json.
+type analyzerChange struct {
+	Analyzer string `json:"analyzer"`
+	State    string `json:"state"` // added or removed
+	Open     uint64 `json:"open"`  // tasks that a removed one had not answered
+}
+
+func (g *global) printChange(c analyzerChange) error {
+	if !g.json {
+		return nil
+	}
+	return printJSON(os.Stdout, c)
+}
+
 func addCommand(g *global) *cobra.Command {
 	d := &definition{}
 	c := &cobra.Command{
@@ -151,7 +165,7 @@ The name of an analyzer that Petri brings and that was removed brings it back.`,
 				return interrupted(ctx, err)
 			}
 			fmt.Fprintf(os.Stderr, "analyzer %s is added; the node starts it (see: petri analyzers)\n", name)
-			return nil
+			return g.printChange(analyzerChange{Analyzer: name, State: "added"})
 		},
 	}
 	d.flags(c.Flags())
@@ -218,7 +232,7 @@ An analyzer that Petri brings stays removed until it is added again.`,
 			if was.Definition == nil && !app.Brought(name) && len(was.Instances) > 0 {
 				fmt.Fprintf(os.Stderr, "its process %s was not started by Petri: stop it there\n", was.Instances[0].Instance)
 			}
-			return nil
+			return g.printChange(analyzerChange{Analyzer: name, State: "removed", Open: was.Waiting + uint64(was.Taken)})
 		},
 	}
 }
