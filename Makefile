@@ -65,7 +65,7 @@ vm-test: guest ## tests that need guests
 
 test: check race vm-test ## everything
 
-faults: ## break a running bus in every way that docs/faults.md lists, at length
+faults: ## break a running bus as docs/faults.md says, at length, and print what it cost
 	PETRI_FAULTS=full $(GO) test -tags vm -count=1 -v -timeout 40m ./bus/faults
 
 bench: guest ## the figures that Petri promises, each beside its reference
