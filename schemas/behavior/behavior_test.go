@@ -54,8 +54,9 @@ func render(t testing.TB, r func() io.Reader) []byte {
 }
 
 // TestGolden decodes traces of real guests, which the tests of the tracer have
-// recorded (go test -tags vm ./cmd/guestd/tracer -run TestFacts -record). They
-// must say the same for ever, however they are read.
+// recorded (go test -tags vm ./cmd/guestd/tracer -run TestFacts -record); s390x
+// is that of connect on a big-endian guest. They must say the same for ever,
+// however they are read.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.trace")
 	if err != nil || len(files) == 0 {

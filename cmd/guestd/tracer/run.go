@@ -9,6 +9,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -183,6 +185,10 @@ func (t *Tracer) pack(b []byte, records int) error {
 		t.threads.add(tid, b)
 		t.enc.Forget(tid)
 		return nil
+	case trace.Exec:
+		if r := t.complete(b); r != nil {
+			return t.enc.Add(r)
+		}
 	case trace.Exit:
 		err := t.enc.AddRaw(b, tid, records)
 		t.threads.remove(tid)
@@ -190,6 +196,59 @@ func (t *Tracer) pack(b []byte, records int) error {
 		return err
 	}
 	return t.enc.AddRaw(b, tid, records)
+}
+
+// complete returns the record of an execution with what the BPF programs could
+// not read of the new program's memory, or nil if it lacks nothing that is to be
+// had. On 32-bit ARM they can read none that the program has not touched itself.
+func (t *Tracer) complete(b []byte) *trace.Record {
+	var r trace.Record
+	if _, err := r.Decode(b, nativeOrder()); err != nil {
+		return nil
+	}
+	recovered := false
+	for i := range r.Attachments {
+		a := &r.Attachments[i]
+		if a.Flags&trace.Unreadable == 0 {
+			continue
+		}
+		name, limit := "cmdline", maxArgv
+		if a.Kind == trace.Env {
+			name, limit = "environ", maxEnv
+		}
+		data := readProc(r.TID, name, limit+1)
+		if len(data) == 0 {
+			continue
+		}
+		// The program may have changed it since.
+		a.Data, a.Flags = data[:min(len(data), limit)], trace.AtExit
+		if len(data) > limit {
+			a.Flags |= trace.Truncated
+		}
+		t.recovered.Add(1)
+		recovered = true
+	}
+	if !recovered {
+		return nil
+	}
+	return &r
+}
+
+// Limits of bpf/process.h.
+const (
+	maxArgv = 4096
+	maxEnv  = 1024
+)
+
+// readProc reads the beginning of a file of a process in /proc.
+func readProc(pid uint32, name string, limit int) []byte {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/%s", pid, name))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, int64(limit)))
+	return b
 }
 
 func (t *Tracer) add(r *trace.Record) error {

@@ -82,6 +82,8 @@ type Tracer struct {
 	enc     *trace.Encoder // nil while nobody runs
 	threads threads
 	made    atomic.Uint64 // records that guestd itself has added
+	// recovered is how much guestd has read that the BPF programs could not.
+	recovered atomic.Uint64
 }
 
 // Load loads the BPF programs and attaches them. From then on every system call
@@ -195,6 +197,12 @@ type CPUStats struct {
 func (t *Tracer) Stats() []CPUStats {
 	all := t.ctl.stats()
 	all[0].Produced += t.made.Load()
+	left := t.recovered.Load()
+	for i := range all {
+		n := min(left, all[i].Unreadable)
+		all[i].Unreadable -= n
+		left -= n
+	}
 	out := all[:1]
 	for _, s := range all[1:] {
 		if s.Produced+s.Untracked > 0 {
@@ -210,7 +218,7 @@ func (t *Tracer) totals() (produced, lost, unreadable uint64) {
 		lost += s.Lost
 		unreadable += s.Unreadable
 	}
-	return produced + t.made.Load(), lost, unreadable
+	return produced + t.made.Load(), lost, unreadable - min(unreadable, t.recovered.Load())
 }
 
 // pageSize is the kernel's.
