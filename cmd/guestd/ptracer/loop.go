@@ -303,7 +303,7 @@ func (l *loop) atCall(t *task) error {
 	case info.op == opExit && t.resting:
 		t.resting = false
 	case info.op == opExit && t.open:
-		return l.ends(t, int64(info.v[0]))
+		return l.ends(t, resultOf(t.rec.ABI, info.v[0]))
 	}
 	return nil
 }
@@ -341,6 +341,14 @@ func (l *loop) ends(t *task, result int64) error {
 	}
 	l.unreadable += t.captureOut()
 	return l.add(&t.rec)
+}
+
+// resultOf makes 64 bits of a result: errors are negative, addresses are not.
+func resultOf(abi sysno.ABI, v uint64) int64 {
+	if abi.Word() == 4 && abi != sysno.X32 && int64(v) < -sysno.MaxErrno {
+		return int64(uint32(v))
+	}
+	return int64(v)
 }
 
 func bootTime() uint64 {

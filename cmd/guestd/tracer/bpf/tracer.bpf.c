@@ -470,12 +470,20 @@ inline_ u32 number_of(u64 regs)
 	return cfg.regs_nr == OFF_NONE ? OFF_NONE : rd32(regs + cfg.regs_nr) & cfg.nr_mask;
 }
 
+/* result_of makes 64 bits of a result: errors are negative, addresses are not. */
+inline_ s64 result_of(u64 v)
+{
+	klong r = v;
+
+	return r >= (klong)-4095 ? (kslong)r : (s64)r;
+}
+
 SEC("raw_tracepoint/sys_exit")
 int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task *t = find(current_tid());
 
-	return t ? leave(t, (kslong)ctx->args[1], t->in_call ? 0 : number_of(ctx->args[0]), ctx->args[0]) : 0;
+	return t ? leave(t, result_of(ctx->args[1]), t->in_call ? 0 : number_of(ctx->args[0]), ctx->args[0]) : 0;
 }
 
 #include "process.h"
