@@ -92,7 +92,7 @@ func (l *loop) record(t *task, typ trace.Type, n uint8) trace.Record {
 
 func (l *loop) forked(t *task) error {
 	msg, err := unix.PtraceGetEventMsg(int(t.tid))
-	if err != nil || t.armed {
+	if err != nil {
 		return ignoreGone(err)
 	}
 	tid := uint32(msg)
@@ -100,9 +100,21 @@ func (l *loop) forked(t *task) error {
 	if c == nil {
 		c = l.adopt(tid)
 	}
+	if t.armed {
+		return l.release(c)
+	}
 	r := l.record(t, trace.Fork, 6)
 	r.Args = [6]uint64{uint64(tid), uint64(c.tgid), uint64(c.nsTID), uint64(c.nsID), c.start, t.shares()}
-	return l.add(&r)
+	return errors.Join(l.add(&r), l.release(c))
+}
+
+// release lets a new thread go on that has been held.
+func (l *loop) release(t *task) error {
+	if !t.held {
+		return nil
+	}
+	t.held = false
+	return l.goOn(t.tid, 0)
 }
 
 // shares says what the child of the call under way shares with its parent.
@@ -250,6 +262,9 @@ func (l *loop) ended(t *task, code uint32) error {
 		return nil
 	}
 	var err error
+	for _, c := range l.tasks { // whose parent may be this, and say nothing more
+		err = errors.Join(err, l.release(c))
+	}
 	l.tasks[t.tid] = t // for its identity
 	if t.open && !t.entered {
 		r := t.rec

@@ -30,6 +30,7 @@ type task struct {
 	tid, tgid   uint32
 	nsTID, nsID uint32
 	start       uint64
+	held        bool         // its parent has not told of it yet: it waits
 	armed       bool         // it has not executed a program yet: nothing is recorded
 	resting     bool         // the next stop at a call is its end, which was not seen to begin
 	open        bool         // rec is a call under way
@@ -228,8 +229,9 @@ func (l *loop) stop(tid uint32, st syscall.WaitStatus) error {
 		return nil
 	}
 	t := l.tasks[tid]
-	if t == nil { // its parent's stop comes later
-		t = l.adopt(tid)
+	if t == nil { // its parent's stop comes later, and is to be told of before
+		l.adopt(tid).held = true
+		return nil
 	}
 	signal := 0
 	var err error
