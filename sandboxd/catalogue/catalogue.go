@@ -38,6 +38,10 @@ type CPU struct {
 	Devices []string
 	// Display says that one of the devices is a display.
 	Display bool
+	// Memory is what a guest has at least, in bytes; 0: whatever it is given.
+	Memory int64
+	// Cold is why there is no warm start; empty: there is.
+	Cold string
 	// KVM lists the hosts, as Go names them, that can run such a guest on their
 	// own CPU.
 	KVM []string
@@ -94,6 +98,8 @@ var cpus = []CPU{
 		// does not have of the CPU's mitigations it would refuse to go without.
 		Machine: "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", Model: "power9",
 		Console: "hvc0", Bus: "pci",
+		Memory: 512 << 20, // its pages have 64 KiB, and so the smallest files
+		Cold:   "QEMU does not start the timer of a restored guest of this CPU",
 	},
 	{
 		Name: "s390x", Go: []string{"GOARCH=s390x"}, GNU: "s390x-linux-gnu",

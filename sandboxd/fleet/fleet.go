@@ -109,13 +109,16 @@ func markPrefix(id string) string { return "petri-" + id + "-" }
 
 // Describe says what a machine will be before there is one.
 func (f *Fleet) Describe(arch, start string) schemas.MachineSpec {
-	accel := f.opts.Accel
+	accel, memory := f.opts.Accel, f.opts.Memory
+	if cpu, err := catalogue.Lookup(arch); err == nil {
+		memory = max(memory, cpu.Memory)
+	}
 	f.mu.Lock()
 	if a, ok := f.accel[arch]; ok {
 		accel = a.Name
 	}
 	f.mu.Unlock()
-	return schemas.MachineSpec{Arch: arch, Backend: "qemu", Start: start, Accel: accel, CPUs: 1, Memory: f.opts.Memory}
+	return schemas.MachineSpec{Arch: arch, Backend: "qemu", Start: start, Accel: accel, CPUs: 1, Memory: memory}
 }
 
 // base is what all machines of an architecture have in common.
@@ -147,7 +150,7 @@ func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
 		return base{}, err
 	}
 	return base{cpu: cpu, qemu: q, image: img, spec: supervisor.Spec{
-		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: f.opts.Memory, Image: img.Key(),
+		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: max(f.opts.Memory, cpu.Memory), Image: img.Key(),
 	}}, nil
 }
 
@@ -173,7 +176,7 @@ func (f *Fleet) verify(img *image.Image) error {
 // have to wait for.
 func (f *Fleet) Prepare(ctx context.Context, arch string) error {
 	b, err := f.base(ctx, arch)
-	if err != nil {
+	if err != nil || b.cpu.Cold != "" {
 		return err
 	}
 	_, err = f.template(ctx, b)
@@ -195,7 +198,11 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 	defer kernel.Close()
 	defer initramfs.Close()
 	files := supervisor.Files{Kernel: kernel, Initramfs: initramfs}
-	if !s.Cold {
+	switch {
+	case s.Cold:
+	case b.cpu.Cold != "":
+		spec.Fallback = b.cpu.Cold
+	default:
 		t, err := f.template(ctx, b)
 		if err == nil {
 			err = f.announce(ctx, t, s)

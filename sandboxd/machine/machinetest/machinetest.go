@@ -32,6 +32,19 @@ import (
 // Arch is the guest that most tests run.
 const Arch = catalogue.Default
 
+// Arches are the guests of tests of every CPU: those that make guest builds, or
+// what PETRI_TEST_GUESTS names, in one word each or as all.
+func Arches() []string {
+	switch names := os.Getenv("PETRI_TEST_GUESTS"); names {
+	case "":
+		return []string{"amd64", "i386", "s390x"}
+	case "all":
+		return catalogue.Names()
+	default:
+		return strings.Fields(names)
+	}
+}
+
 // Memory of a test's guest, in bytes: the product's default.
 const Memory = 256 << 20
 
@@ -193,7 +206,7 @@ func ConfigOf(t testing.TB, arch string) qemu.Config {
 	needQEMU(t, c)
 	img := ImageOf(t, arch)
 	return qemu.Config{
-		CPU: c, Binary: c.Binary, Version: "test", Accel: "tcg", Memory: Memory, Image: img.Key(), Mark: "machinetest",
+		CPU: c, Binary: c.Binary, Version: "test", Accel: "tcg", Memory: max(Memory, c.Memory), Image: img.Key(), Mark: "machinetest",
 		Kernel: Open(t, img.KernelPath()), Initramfs: Open(t, img.InitramfsPath()),
 	}
 }

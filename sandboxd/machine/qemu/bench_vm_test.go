@@ -18,26 +18,42 @@ import (
 func BenchmarkStart(b *testing.B) {
 	warm := machinetest.WarmConfig(b)
 	cold := machinetest.Config(b)
-	median := func(cfg qemu.Config, n int) (pong, assigned time.Duration) {
-		pongs, assigns := make([]time.Duration, n), make([]time.Duration, n)
-		for i := range n {
-			var err error
-			if pongs[i], assigns[i], err = qemu.ToPong(b.Context(), cfg, machinetest.NewRecorder(), machinetest.Identity(i)); err != nil {
-				b.Fatal(err)
-			}
-		}
-		slices.Sort(pongs)
-		slices.Sort(assigns)
-		return pongs[n/2], assigns[n/2]
-	}
 	for b.Loop() {
-		boot, _ := median(cold, 3)
-		pong, assigned := median(warm, 20)
-		ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-		b.ReportMetric(ms(boot), "cold-ms")
-		b.ReportMetric(ms(pong), "warm-ms")
-		b.ReportMetric(ms(assigned), "assign-ms")
-		b.ReportMetric(float64(boot)/float64(pong), "cold/warm")
-		b.ReportMetric(0, "ns/op")
+		measureStart(b, cold, warm)
 	}
+}
+
+func measureStart(b *testing.B, cold, warm qemu.Config) {
+	b.Helper()
+	boot := measureBoot(b, cold)
+	pong, assigned := median(b, warm, 20)
+	b.ReportMetric(ms(pong), "warm-ms")
+	b.ReportMetric(ms(assigned), "assign-ms")
+	b.ReportMetric(float64(boot)/float64(pong), "cold/warm")
+}
+
+func measureBoot(b *testing.B, cold qemu.Config) time.Duration {
+	b.Helper()
+	boot, _ := median(b, cold, 3)
+	b.ReportMetric(ms(boot), "cold-ms")
+	b.ReportMetric(0, "ns/op")
+	return boot
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// median of n starts: to the agent's first answer, and until it has taken on an
+// identity.
+func median(b *testing.B, cfg qemu.Config, n int) (pong, assigned time.Duration) {
+	b.Helper()
+	pongs, assigns := make([]time.Duration, n), make([]time.Duration, n)
+	for i := range n {
+		var err error
+		if pongs[i], assigns[i], err = qemu.ToPong(b.Context(), cfg, machinetest.NewRecorder(), machinetest.Identity(i)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	slices.Sort(pongs)
+	slices.Sort(assigns)
+	return pongs[n/2], assigns[n/2]
 }
