@@ -287,63 +287,6 @@ func joinKinds(kinds []schemas.Kind) string {
 	return strings.Join(out, ", ")
 }
 
-// followRun shows how far a run is until it has ended. It returns the last
-// state that it has seen also with an error.
-func followRun(ctx context.Context, b *bus.Bus, run string, pr *progress) (schemas.RunState, error) {
-	last := schemas.RunState{Run: run}
-	pace := pace{}
-	for {
-		err := b.WatchRun(ctx, run, func(r schemas.RunState) error {
-			if r.State != last.State || r.Waiting != last.Waiting {
-				detail := runText(&r, pace.rate())
-				if r.Waiting != "" {
-					detail += ": " + r.Waiting
-				}
-				pr.line(r.State, detail)
-			}
-			last = r
-			pace.add(time.Now(), r.Answered())
-			pr.set(r.State + ": " + runText(&r, pace.rate()))
-			return nil
-		})
-		if err == nil && last.Ended() || ctx.Err() != nil || errors.Is(err, bus.ErrNotFound) {
-			return last, err
-		}
-		// The server was away; the run's state says how it goes on.
-		select {
-		case <-ctx.Done():
-			return last, ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// pace measures how fast a run is, over the last half minute.
-type pace struct {
-	at   []time.Time
-	done []int
-}
-
-func (p *pace) add(now time.Time, done int) {
-	p.at, p.done = append(p.at, now), append(p.done, done)
-	for len(p.at) > 2 && now.Sub(p.at[0]) > 30*time.Second {
-		p.at, p.done = p.at[1:], p.done[1:]
-	}
-}
-
-// rate is in tasks a second; 0: not known.
-func (p *pace) rate() float64 {
-	n := len(p.at)
-	if n < 2 {
-		return 0
-	}
-	d := p.at[n-1].Sub(p.at[0]).Seconds()
-	if d <= 0 {
-		return 0
-	}
-	return float64(p.done[n-1]-p.done[0]) / d
-}
-
 // runText says in a line how far a run is.
 func runText(r *schemas.RunState, rate float64) string {
 	if r.State == schemas.RunListing {
