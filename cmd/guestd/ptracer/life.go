@@ -143,6 +143,14 @@ func (t *task) shares() (share uint64) {
 	return share
 }
 
+// releaseAll lets those go on whose parents have ended without a word.
+func (l *loop) releaseAll() (err error) {
+	for _, t := range l.tasks {
+		err = errors.Join(err, l.release(t))
+	}
+	return err
+}
+
 func (l *loop) executed(t *task) error {
 	msg, err := unix.PtraceGetEventMsg(int(t.tid))
 	if err != nil {
@@ -262,9 +270,6 @@ func (l *loop) ended(t *task, code uint32) error {
 		return nil
 	}
 	var err error
-	for _, c := range l.tasks { // whose parent may be this, and say nothing more
-		err = errors.Join(err, l.release(c))
-	}
 	l.tasks[t.tid] = t // for its identity
 	if t.open && !t.entered {
 		r := t.rec

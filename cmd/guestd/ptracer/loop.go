@@ -91,11 +91,17 @@ func serve(in *os.File, out io.Writer) error {
 		if len(l.processes) > 0 || l.made > sent {
 			timeout = int(missed.Milliseconds())
 		}
-		if _, err := unix.Poll(fds, timeout); err != nil && err != unix.EINTR {
+		n, err := unix.Poll(fds, timeout)
+		if err != nil && err != unix.EINTR {
 			return fmt.Errorf("wait for the sample: %w", err)
 		}
 		if err := l.drain(); err != nil {
 			return err
+		}
+		if n == 0 && err == nil { // for so long nothing has come: no parent will tell
+			if err := l.releaseAll(); err != nil {
+				return err
+			}
 		}
 		if fds[0].Revents != 0 {
 			var c [5]byte
