@@ -55,6 +55,7 @@ type Task struct {
 	Ref       schemas.TaskRef
 	Artifact  schemas.Artifact   // its announcement; of scope artifact
 	Artifacts []schemas.Artifact // all of the analysis; of scope analysis
+	Omitted   int                // artifacts that are not among these, because they are too many
 	Attempt   int                // this is the n-th delivery, from 1
 	Force     bool               // do the work, whatever was answered before
 }

@@ -221,6 +221,7 @@ func (t *task) fetch(ctx context.Context, sp *spool, req *request) error {
 		return nil
 	}
 	var total int64
+	req.Omitted = t.Omitted
 	for _, a := range t.Artifacts {
 		if !slices.Contains(t.info.Reads, a.Kind) {
 			continue

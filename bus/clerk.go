@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -43,6 +44,7 @@ type Clerk struct {
 	step    func(string) error // of tests: called between two steps; an error is a crash there
 
 	orphans atomic.Uint64 // answers about deleted analyses
+	surplus atomic.Uint64 // wrong answers to tasks that were done already
 }
 
 // Orphans counts the answers that came after their analysis had been deleted.
@@ -250,9 +252,11 @@ func refusedBefore(m *jetstream.RawStreamMsg, f schemas.FinishedTask) error {
 const maxConflicts = 10
 
 // refused buries a finished task that is wrong, and closes its task. Wrong
-// words about a task that is done already are of no interest.
+// words about a task that is done already are counted and dropped: they change
+// nothing, and an analyzer can say as many as it likes.
 func (c *Clerk) refused(ctx context.Context, m jetstream.Msg, f schemas.FinishedTask, at time.Time, why error) {
 	if _, err := c.b.lastMsg(ctx, receiptSubject(f.Task)); err == nil && deliveries(m) == 1 {
+		c.log.Info("finished task refused that was done already", "analyzer", f.Task.Analyzer, "analysis", f.Task.Analysis, "error", why, "dropped", c.surplus.Add(1))
 		_ = m.Ack()
 		return
 	}
@@ -295,4 +299,14 @@ func (c *Clerk) commitRefusal(ctx context.Context, f schemas.FinishedTask, at ti
 	return c.amend(ctx, f.Task, seq)
 }
 
-func clipString(s string, n int) string { return s[:min(len(s), n)] }
+// clipString cuts a text to n bytes, not inside of a rune: what JSON makes of
+// half a rune is another text.
+func clipString(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}

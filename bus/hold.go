@@ -5,6 +5,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -27,7 +28,7 @@ type holds struct {
 
 	room     chan struct{} // one element per held task
 	mu       sync.Mutex
-	released map[string]bool // tasks, by their token, for which this process has waited
+	released map[string]time.Time // when this process gave a task back that it has waited for, by the task's token
 }
 
 // maxHolds bounds how many tasks a process holds: then it takes no more.
@@ -37,7 +38,7 @@ const maxHolds = 64
 const holdAgain = 5 * time.Second
 
 func newHolds() *holds {
-	h := &holds{room: make(chan struct{}, maxHolds), released: map[string]bool{}}
+	h := &holds{room: make(chan struct{}, maxHolds), released: map[string]time.Time{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
 }
@@ -74,18 +75,21 @@ func (h *holds) end() {
 	h.wg.Done()
 }
 
-// release marks a task for which this process has waited.
+// release marks a task for which this process has waited. Another process may
+// take it, and then the mark is of no use any more.
 func (h *holds) release(token string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.released[token] = true
+	now := time.Now()
+	maps.DeleteFunc(h.released, func(_ string, at time.Time) bool { return now.Sub(at) > 2*TaskAckWait })
+	h.released[token] = now
 }
 
 // taken reports, once, that this process has waited for a task.
 func (h *holds) taken(token string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	was := h.released[token]
+	_, was := h.released[token]
 	delete(h.released, token)
 	return was
 }
@@ -186,7 +190,7 @@ func (b *Bus) ready(ctx context.Context, t *Task) bool {
 		t.Attempt = max(1, t.Attempt-1)
 	}
 	if err == nil || errors.Is(err, ErrNotFound) {
-		t.Artifacts, err = b.announced(ctx, t.Ref.Tenant, t.Ref.Analysis)
+		t.Artifacts, t.Omitted, err = b.announced(ctx, t.Ref.Tenant, t.Ref.Analysis)
 	}
 	if err != nil {
 		_ = t.msg.NakWithDelay(holdAgain)
@@ -199,15 +203,19 @@ func (b *Bus) ready(ctx context.Context, t *Task) bool {
 const maxAnnounced = 20_000
 
 // announced lists the artifacts of an analysis, each once, as they were first
-// announced.
-func (b *Bus) announced(ctx context.Context, tenant, analysis string) ([]schemas.Artifact, error) {
-	var out []schemas.Artifact
+// announced, and counts those that are too many.
+func (b *Bus) announced(ctx context.Context, tenant, analysis string) (out []schemas.Artifact, omitted int, err error) {
 	r := &reading{b: b, tenant: tenant, analysis: analysis, family: "artifact", fn: func(e Entry) error {
 		var a schemas.Artifact
-		if e.Event.Decode(&a) == nil && a.Occurrence == 0 && len(out) < maxAnnounced {
+		switch {
+		case e.Event.Decode(&a) != nil || a.Occurrence > 0:
+		case len(out) < maxAnnounced:
 			out = append(out, a)
+		default:
+			omitted++
 		}
 		return nil
 	}}
-	return out, r.run(ctx)
+	err = r.run(ctx)
+	return out, omitted, err
 }

@@ -264,7 +264,7 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
-	return s[:min(len(s), 500)]
+	return clipString(s, 500)
 }
 
 // A QueuedJob is a submission that nobody has claimed, or that is in work.

@@ -430,7 +430,7 @@ func (b *Bus) runTask(ctx context.Context, analyzer string, m jetstream.Msg) *Ta
 		return nil
 	}
 	if t.Artifact == nil {
-		if t.Artifacts, err = b.announced(ctx, t.Ref.Tenant, t.Ref.Analysis); err != nil {
+		if t.Artifacts, t.Omitted, err = b.announced(ctx, t.Ref.Tenant, t.Ref.Analysis); err != nil {
 			_ = m.NakWithDelay(holdAgain)
 			return nil
 		}

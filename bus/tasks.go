@@ -23,6 +23,7 @@ type Task struct {
 
 	Force     bool               // do the work, whatever earlier receipts answer
 	Artifacts []schemas.Artifact // of a task over the analysis: what it has announced so far, each once
+	Omitted   int                // artifacts that are not among these, because they are too many
 	msg       jetstream.Msg
 }
 

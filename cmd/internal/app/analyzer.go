@@ -130,7 +130,7 @@ func (q queueAdapter) Next(ctx context.Context, analyzer string) (analyzers.Deli
 type delivery struct{ t *bus.Task }
 
 func (d delivery) Task() analyzers.Task {
-	t := analyzers.Task{Ref: d.t.Ref, Artifacts: d.t.Artifacts, Attempt: d.t.Attempt, Force: d.t.Force}
+	t := analyzers.Task{Ref: d.t.Ref, Artifacts: d.t.Artifacts, Omitted: d.t.Omitted, Attempt: d.t.Attempt, Force: d.t.Force}
 	if d.t.Artifact != nil {
 		t.Artifact = *d.t.Artifact
 	}
