@@ -41,6 +41,7 @@ type Bus struct {
 
 	absentGrace time.Duration
 	leaseEvery  time.Duration // how often a lease is renewed
+	endingAgain time.Duration // see the constant
 	holds       *holds
 
 	artifacts, answers *group // announcements to the log, finished tasks to the inbox
@@ -53,7 +54,7 @@ func Connect(ctx context.Context, a Address, name string) (*Bus, error) {
 }
 
 func connect(ctx context.Context, a Address, name string, in *server.Server) (*Bus, error) {
-	b := &Bus{absentGrace: absentGrace, leaseEvery: leaseTTL / 4, holds: newHolds(), encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}, now: time.Now}
+	b := &Bus{absentGrace: absentGrace, leaseEvery: leaseTTL / 4, endingAgain: endingAgain, holds: newHolds(), encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}, now: time.Now}
 	opts := []nats.Option{
 		nats.Name("petri " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),

@@ -4,6 +4,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -63,9 +64,23 @@ func consume(ctx context.Context, cons jetstream.Consumer, handle jetstream.Mess
 	}
 }
 
+// endingsAhead is how many events of [Bus.Endings] may wait for another try
+// before those behind them wait too.
+const endingsAhead = 100
+
+// endingAgain is how long after its first failure an event of [Bus.Endings]
+// comes again. Each further failure doubles that, up to so many times as much.
+const (
+	endingAgain    = 2 * time.Second
+	endingAgainMax = 30
+)
+
 // Endings calls fn with the ending of every analysis, and with every amendment
-// and adopted run after it, each at least once, in the log's order, until ctx is done. name
-// keeps the place over restarts. An event for which fn fails comes again.
+// and adopted run after it, each at least once, until ctx is done: in the log's
+// order, but for those that come again. name keeps the place over restarts. An
+// event for which fn fails comes again, later each time, for as long as it fails:
+// what is down will be up, and nobody else does it. Only one for which the error
+// wraps [ErrUnreadable] becomes a dead letter.
 func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Context, e schemas.Event) error) error {
 	if err := schemas.CheckAnalyzer(name); err != nil {
 		return err
@@ -75,7 +90,7 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 		subjects = append(subjects, contextSubject("*", "*", ev))
 	}
 	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
-		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: 20, MaxAckPending: 1,
+		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: endingsAhead,
 	})
 	if err != nil {
 		return fmt.Errorf("follow the endings: %w", err)
@@ -93,8 +108,10 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 			_ = m.Ack()
 		case ctx.Err() != nil:
 			_ = m.Nak()
+		case errors.Is(err, ErrUnreadable):
+			pass(m, err)
 		default:
-			_ = m.NakWithDelay(2 * time.Second)
+			_ = m.NakWithDelay(b.endingAgain * time.Duration(min(1<<min(deliveries(m)-1, 10), endingAgainMax)))
 		}
 	}, jetstream.PullMaxMessages(1))
 	return fmt.Errorf("follow the endings: %w", err)

@@ -18,6 +18,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrCorrupt says that stored bytes do not have their digest.
 	ErrCorrupt = errors.New("stored bytes are corrupt")
+	// ErrUnreadable says that nobody will ever be able to read something.
+	ErrUnreadable = errors.New("unreadable")
 	// ErrTooLarge says that an artifact is larger than its kind may be.
 	ErrTooLarge = errors.New("artifact is too large")
 	// ErrBusy says that the queue of jobs is full; see [BusyError].

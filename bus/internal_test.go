@@ -20,6 +20,9 @@ func (c *Clerk) LimitDerived(count int, bytes int64) { c.limits.count, c.limits.
 // SetLeaseEvery changes how often leases are renewed.
 func (b *Bus) SetLeaseEvery(d time.Duration) { b.leaseEvery = d }
 
+// SetEndingAgain changes how long after its first failure an ending comes again.
+func (b *Bus) SetEndingAgain(d time.Duration) { b.endingAgain = d }
+
 // OnStep calls f between two steps of a clerk; an error of f is a crash there.
 func (c *Clerk) OnStep(f func(step string) error) { c.step = f }
 

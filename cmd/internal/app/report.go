@@ -27,6 +27,14 @@ func (d documents) Document(digest schemas.Digest, limit int64) ([]byte, error) 
 
 // Fold makes an analysis' report out of its log.
 func Fold(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas.Report, int, error) {
+	r, n, err := foldLog(ctx, b, tenant, analysis)
+	if errors.Is(err, fold.ErrNoSubmission) {
+		return nil, 0, fmt.Errorf("analysis %s: %w (petri list shows those there are)", analysis, bus.ErrNotFound)
+	}
+	return r, n, err
+}
+
+func foldLog(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas.Report, int, error) {
 	f := fold.New()
 	foreign, err := b.ReadCounting(ctx, tenant, analysis, 0, func(e bus.Entry) error {
 		f.Add(e.Event)
@@ -37,9 +45,6 @@ func Fold(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas.Re
 	}
 	f.SetForeign(foreign)
 	r, err := f.Report(documents{ctx, b.Artifacts().For(analysis)})
-	if errors.Is(err, fold.ErrNoSubmission) {
-		return nil, 0, fmt.Errorf("analysis %s: %w (petri list shows those there are)", analysis, bus.ErrNotFound)
-	}
 	return r, f.Events(), err
 }
 
@@ -67,7 +72,10 @@ func RunReporter(ctx context.Context, c Config, log *slog.Logger, ready func()) 
 }
 
 func writeReport(ctx context.Context, b *bus.Bus, e schemas.Event) error {
-	r, n, err := Fold(ctx, b, e.Tenant, e.Analysis)
+	r, n, err := foldLog(ctx, b, e.Tenant, e.Analysis)
+	if errors.Is(err, fold.ErrNoSubmission) || errors.Is(err, bus.ErrCorrupt) {
+		return fmt.Errorf("%w: %w", bus.ErrUnreadable, err)
+	}
 	if err != nil {
 		return err
 	}
