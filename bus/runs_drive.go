@@ -163,33 +163,47 @@ func (d *runDriver) run(ctx context.Context, r schemas.RunState) error {
 	return d.loop(ctx)
 }
 
+// listResult is what has come of making the list.
+type listResult struct {
+	tasks, analyses int
+	err             error
+}
+
 // list makes the list. An order that comes meanwhile is heard.
 func (d *runDriver) list(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type result struct {
-		tasks, analyses int
-		err             error
+	var wg sync.WaitGroup
+	stop := func() {
+		cancel()
+		wg.Wait()
 	}
-	done := make(chan result, 1)
+	defer stop()
+	done := make(chan listResult, 1)
 	run := d.state
-	go func() {
+	wg.Go(func() {
 		tasks, analyses, err := d.b.list(ctx, &run)
-		done <- result{tasks, analyses, err}
-	}()
-	paused := false
+		done <- listResult{tasks, analyses, err}
+	})
+	return d.whileListing(ctx, done, stop)
+}
+
+// whileListing obeys orders until the list is made. stop ends the making of it.
+func (d *runDriver) whileListing(ctx context.Context, done <-chan listResult, stop func()) error {
 	for {
 		select {
 		case m := <-d.orders:
 			switch string(m.Data) {
 			case OrderCancel:
-				cancel()
-				<-done
+				stop()
 				d.state.State = schemas.RunCancelled
 				return d.answer(m, d.save(context.WithoutCancel(ctx)))
 			case OrderPause, OrderResume:
-				paused = string(m.Data) == OrderPause
-				_ = m.Respond([]byte("ok"))
+				// Stored before it is answered: whoever takes the run up if this
+				// driver dies must know of it.
+				d.state.Hold = string(m.Data) == OrderPause
+				if err := d.answer(m, d.save(ctx)); err != nil {
+					return err
+				}
 			default:
 				_ = m.Respond([]byte("no such order"))
 			}
@@ -202,10 +216,11 @@ func (d *runDriver) list(ctx context.Context) error {
 				return r.err
 			default:
 				d.state.State, d.state.Total, d.state.Analyses = schemas.RunRunning, r.tasks, r.analyses
-				if paused {
+				if d.state.Hold {
 					d.state.State = schemas.RunPaused
 				}
 			}
+			d.state.Hold = false
 			d.log.Info("run listed", "tasks", r.tasks, "analyses", r.analyses)
 			return d.save(ctx)
 		}

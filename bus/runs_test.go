@@ -261,6 +261,37 @@ func TestPauseResumeCancel(t *testing.T) {
 	}
 }
 
+// TestPauseListing pauses a run while its list is made, and kills the driver when
+// it has said ok: the next one knows.
+func TestPauseListing(t *testing.T) {
+	b := start(t)
+	clerk(t, b)
+	past(t, b, 2)
+	register(t, b, "late", schemas.KindSample)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}})
+	order := func(order string) func() error {
+		return func() error { return b.OrderRun(t.Context(), run, order) }
+	}
+	if err := b.DieListing(t.Context(), run, order(bus.OrderPause)); err != nil {
+		t.Fatal(err)
+	}
+	drive(t, b)
+	r := until(t, b, run, func(r schemas.RunState) bool { return r.State != schemas.RunListing })
+	if r.State != schemas.RunPaused || r.Total != 2 || r.Hold {
+		t.Errorf("the run stands at %+v", r)
+	}
+	if n := messages(t, b, "RUNS"); n != 1 {
+		t.Errorf("%d tasks of a paused run were given out", n-1)
+	}
+	work(t, b, "late", nil)
+	if err := order(bus.OrderResume)(); err != nil {
+		t.Fatal(err)
+	}
+	if r := until(t, b, run, overAndDone); r.State != schemas.RunDone || r.Done != 2 {
+		t.Errorf("the run ended as %+v", r)
+	}
+}
+
 // TestDeleteDuringHunt takes analyses away while a hunt goes over them: their
 // tasks count as gone, and the hunt ends.
 func TestDeleteDuringHunt(t *testing.T) {

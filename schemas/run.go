@@ -49,6 +49,7 @@ type RunState struct {
 	State     string    `json:"state"`
 	Error     string    `json:"error,omitempty"`   // of a failed one
 	Waiting   string    `json:"waiting,omitempty"` // for what it waits, if it cannot go on now
+	Hold      bool      `json:"hold,omitempty"`    // of one that is being listed: it is paused when that is done
 	Total     int       `json:"total"`             // tasks; final once State is not listing
 	Analyses  int       `json:"analyses"`          // that they are of
 	Done      int       `json:"done"`

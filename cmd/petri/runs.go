@@ -290,6 +290,9 @@ func joinKinds(kinds []schemas.Kind) string {
 // runText says in a line how far a run is.
 func runText(r *schemas.RunState, rate float64) string {
 	if r.State == schemas.RunListing {
+		if r.Hold {
+			return "its tasks are being listed; it is paused when that is done"
+		}
 		return "its tasks are being listed"
 	}
 	if r.State == schemas.RunFailed {
