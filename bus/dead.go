@@ -63,7 +63,7 @@ func (b *Bus) DeadLetters(ctx context.Context, fn func(DeadLetter) error) error 
 			return fmt.Errorf("read the dead letters: %w", err)
 		}
 		next = m.Sequence + 1
-		if ofBuried(m) {
+		if ofBuried(m.Subject, m.Data) {
 			continue
 		}
 		d, err := b.deadLetter(ctx, m)
@@ -81,9 +81,9 @@ func (b *Bus) DeadLetters(ctx context.Context, fn func(DeadLetter) error) error 
 
 // ofBuried reports whether the server says only that it was told to end a
 // message that was moved here.
-func ofBuried(m *jetstream.RawStreamMsg) bool {
+func ofBuried(subject string, data []byte) bool {
 	var a advisory
-	return strings.HasPrefix(m.Subject, advisoryTerminated) && json.Unmarshal(m.Data, &a) == nil && strings.HasPrefix(a.Reason, buried)
+	return strings.HasPrefix(subject, advisoryTerminated) && json.Unmarshal(data, &a) == nil && strings.HasPrefix(a.Reason, buried)
 }
 
 // DeadLetter returns one. If there is none of that id the error wraps

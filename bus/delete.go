@@ -116,8 +116,10 @@ func (b *Bus) FindTombstones(ctx context.Context, tenant, prefix string) ([]stri
 }
 
 // Delete takes an ended analysis away, wherever it lies, for good: its events,
-// its reports, its file in the archive. Its artifacts go with the next garbage
-// collection, unless another analysis has them too. What is left is a tombstone.
+// its reports, its file in the archive, its artifacts' announcements in the lists
+// of runs, its dead letters. Its artifacts go with the next garbage collection,
+// unless another analysis has them too. What is left is a tombstone, and its id
+// where runs count their tasks.
 //
 // One that has not ended gives an error that wraps [ErrRunning]. If it was deleted
 // before, what that may have left is taken away, and the error is a
@@ -253,7 +255,14 @@ func (b *Bus) erase(ctx context.Context, dead *DeletedError) error {
 }
 
 func (b *Bus) eraseOnce(ctx context.Context, dead *DeletedError) error {
-	// The reports first: afterwards nothing names them any more.
+	// The letters before the log: the server's name its events by number.
+	if err := b.eraseDead(ctx, dead.Tenant, dead.Analysis); err != nil {
+		return err
+	}
+	if err := b.eraseListed(ctx, dead.Tenant, dead.Analysis); err != nil {
+		return err
+	}
+	// The reports before the events that name them.
 	if err := b.eraseReports(ctx, dead.Tenant, dead.Analysis); err != nil {
 		return err
 	}

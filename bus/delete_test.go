@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/schemas"
@@ -209,6 +211,95 @@ func TestDeleteCutShort(t *testing.T) {
 	}
 	a.report("a late report") // by who had read the log before
 	eventually(t, gone)
+}
+
+// streamHas reports whether a message of a stream has a text in it.
+func streamHas(t *testing.T, b *bus.Bus, stream, text string) bool {
+	t.Helper()
+	st, err := b.JetStream().Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for next := uint64(1); ; {
+		m, err := st.GetMsg(t.Context(), next, jetstream.WithGetMsgSubject(">"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next = m.Sequence + 1; bytes.Contains(m.Data, []byte(text)) {
+			return true
+		}
+	}
+}
+
+// TestDeleteListed deletes one of two analyses that a run is about and that have
+// dead letters: wherever the run's driver stands, nothing has the one's artifacts
+// any more, and the run counts it as gone.
+func TestDeleteListed(t *testing.T) {
+	for name, c := range map[string]struct {
+		parallel, victim int
+		driven           bool
+	}{
+		"given_out":   {parallel: 2, victim: 0, driven: true},
+		"listed_only": {parallel: 1, victim: 1, driven: true},
+		"undriven":    {parallel: 2, victim: 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := start(t)
+			clerk(t, b)
+			list := past(t, b, 2)
+			register(t, b, "late", schemas.KindSample)
+			var digests []string
+			for i, a := range list {
+				d := schemas.Sum([]byte(fmt.Sprintf("sample %d", i)))
+				digests = append(digests, d.String())
+				ref := schemas.TaskRef{Tenant: "default", Analysis: a.id, Run: schemas.LiveRun, Analyzer: "nobody", SHA256: &d, Kind: schemas.KindSample}
+				handIn(t, b, ref, "one", schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "x", Title: "x"}}})
+			}
+			drained(t, b)
+			if n := len(deadLetters(t, b)); n != 2 {
+				t.Fatalf("%d dead letters", n)
+			}
+			stop := drive(t, b)
+			run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Parallel: c.parallel})
+			eventually(t, func() bool { return messages(t, b, "RUNS") == uint64(1+c.parallel) })
+			if !c.driven {
+				stop()
+			}
+			victim, other := digests[c.victim], digests[1-c.victim]
+			for _, stream := range []string{"KV_RUNS", "DEAD"} {
+				if !streamHas(t, b, stream, victim) {
+					t.Errorf("%s did not have it", stream)
+				}
+			}
+			if _, err := b.Delete(t.Context(), "default", list[c.victim].id, bus.DeleteOptions{By: "me"}); err != nil {
+				t.Fatal(err)
+			}
+			for _, stream := range []string{"KV_RUNS", "DEAD", "RUNS"} {
+				if streamHas(t, b, stream, victim) {
+					t.Errorf("%s has the deleted analysis' sample", stream)
+				}
+				if !streamHas(t, b, stream, other) {
+					t.Errorf("%s has not the other's sample", stream)
+				}
+			}
+			if n := len(deadLetters(t, b)); n != 1 {
+				t.Errorf("%d dead letters are left", n)
+			}
+			if !c.driven {
+				drive(t, b)
+			}
+			work(t, b, "late", nil)
+			if r := until(t, b, run, overAndDone); r.State != schemas.RunDone || r.Total != 2 || r.Done != 1 || r.Gone != 1 {
+				t.Errorf("the run ended as %+v", r)
+			}
+			if streamHas(t, b, "KV_RUNS", victim) {
+				t.Error("the list has the deleted analysis' sample again")
+			}
+		})
+	}
 }
 
 // TestDeleteImport deletes an analysis and imports it again: it is there, and can

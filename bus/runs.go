@@ -248,7 +248,7 @@ func (b *Bus) RunAnalyses(ctx context.Context, run string, fn func(analysis stri
 
 // A runPiece is a part of a run's list: tasks of one analysis. What has come of
 // them is written into it when all are answered, so that nobody need count the
-// receipts of a large run again.
+// receipts of a large run again. Of a deleted analysis it has no tasks any more.
 type runPiece struct {
 	Analysis string    `json:"analysis"`
 	N        int       `json:"n"`

@@ -54,6 +54,11 @@ func (d *runDriver) begin(ctx context.Context, key string) error {
 	if _, err := d.b.runRecord(ctx, key, p); err != nil {
 		return err
 	}
+	if p.Ended { // its analysis was deleted meanwhile
+		d.ended.add(p.runCount)
+		d.count()
+		return nil
+	}
 	p.runCount = runCount{}
 	d.pieces[key] = p
 	a, there, err := d.b.standing(ctx, d.state.Tenant, p.Analysis)
@@ -160,7 +165,11 @@ func (d *runDriver) finish(ctx context.Context, p *runPiece) error {
 		return nil
 	}
 	p.Ended = true
-	if err := d.b.writePiece(ctx, d.kv, d.state.Run, p); err != nil {
+	out := *p
+	if p.Gone > 0 { // nothing of a deleted analysis is kept
+		out.Tasks = nil
+	}
+	if err := d.b.writePiece(ctx, d.kv, d.state.Run, &out); err != nil {
 		return err
 	}
 	d.ended.add(p.runCount)
@@ -240,6 +249,9 @@ func (d *runDriver) ask(ctx context.Context, token string, t *openTask, there ma
 		there[t.ref.Analysis] = a
 	}
 	if !a.there {
+		if err := d.b.unqueueTask(ctx, t.ref); err != nil { // it may have been given out since
+			return err
+		}
 		t.piece.Gone++
 		return d.close(ctx, token)
 	}

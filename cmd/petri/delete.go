@@ -29,8 +29,9 @@ func deleteCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "delete ID…",
 		Short: "Delete ended analyses for good",
-		Long: `Delete ended analyses for good: their events, their reports and their files in the
-archive. What remains is a tombstone: who deleted the analysis, when and why.
+		Long: `Delete ended analyses for good: their events, their reports, their files in the
+archive, their dead letters, and their artifacts in the lists of replays and hunts.
+What remains is a tombstone: who deleted the analysis, when and why.
 The artifacts go with the next garbage collection (petri gc), unless another
 analysis has the same bytes. An analysis that still runs is refused.`,
 		Example: `  petri delete 01K9ZJ
