@@ -156,6 +156,8 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 	switch {
 	case d.Stream == streamLog:
 		return fmt.Errorf("dead letter %d is a fact of the log, which stays there: %s, then drop the letter (petri dead drop %d)", id, remedy(d), id)
+	case d.Stream == streamRuns && d.seq != 0 && d.Subject == "":
+		return fmt.Errorf("dead letter %d: the run has gone on without it: one that was given out too often has a receipt that says failed (have the work done anew: petri replay or petri hunt, then petri dead drop %d)", id, id)
 	case !ok || !strings.HasPrefix(d.Subject, prefix):
 		return fmt.Errorf("dead letter %d: nothing can be put back into %.40q under %.80q (drop it: petri dead drop %d)", id, d.Stream, d.Subject, id)
 	}
@@ -185,7 +187,7 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 // remedy says what to do about a fact of the log that nobody could process.
 func remedy(d DeadLetter) string {
 	tenant, analysis, _, _, ok := analysisOf(d.Subject)
-	analyzer, live := liveAnalyzer(d.Consumer)
+	analyzer, live := taskAnalyzer(d.Stream, d.Consumer)
 	switch {
 	case d.Subject == "":
 		return "its analysis was archived or deleted meanwhile, and nobody waits"

@@ -19,20 +19,28 @@ import (
 
 // lostTask is the answer to a task that was given out too often and never
 // answered: whoever took it died of it, or forgot it.
-func lostTask(analyzer, subject string, data []byte) (schemas.FinishedTask, error) {
-	ref, _, err := taskOf(analyzer, subject, data)
-	return schemas.FinishedTask{
-		Task: ref, Instance: "bus", Status: schemas.TaskFailed,
+func lostTask(stream, analyzer, subject string, data []byte) (schemas.FinishedTask, error) {
+	f := schemas.FinishedTask{
+		Instance: "bus", Status: schemas.TaskFailed,
 		Error: fmt.Sprintf("poison: given out %d times, and never answered", taskMaxDeliver),
-	}, err
+	}
+	var err error
+	if stream == streamRuns {
+		var r schemas.RunTask
+		r, err = runTaskOf(analyzer, subject, data)
+		f.Task = r.Task
+	} else {
+		f.Task, _, err = taskOf(analyzer, subject, data)
+	}
+	return f, err
 }
 
 // AnswerLost answers as failed, until ctx is done, what was given out too often:
-// its analysis must not wait for it. The server's advisory of it is the dead
-// letter.
+// its analysis, or its run, must not wait for it. The server's advisory of it is
+// the dead letter.
 func (b *Bus) AnswerLost(ctx context.Context, log *slog.Logger) error {
 	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamDead, jetstream.ConsumerConfig{
-		Durable: "lost", FilterSubject: advisoryExceeded + streamLog + ".*",
+		Durable: "lost", FilterSubjects: []string{advisoryExceeded + streamLog + ".*", advisoryExceeded + streamRuns + ".*"},
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: 1,
 	})
 	if err != nil {
@@ -58,8 +66,10 @@ func (b *Bus) AnswerLost(ctx context.Context, log *slog.Logger) error {
 		t := time.NewTicker(lostEvery)
 		defer t.Stop()
 		for {
-			if err := b.pullLost(ctx, looked); err != nil && ctx.Err() == nil {
-				log.Warn("look for lost tasks", "error", err)
+			for _, stream := range []string{streamLog, streamRuns} {
+				if err := b.pullLost(ctx, stream, looked); err != nil && ctx.Err() == nil {
+					log.Warn("look for lost tasks", "stream", stream, "error", err)
+				}
 			}
 			select {
 			case <-t.C:
@@ -77,39 +87,56 @@ func (b *Bus) answerLost(ctx context.Context, advisory []byte) error {
 	if json.Unmarshal(advisory, &a) != nil {
 		return nil // not ours to judge
 	}
-	analyzer, ok := liveAnalyzer(a.Consumer)
-	if !ok || a.Stream != streamLog {
+	analyzer, ok := taskAnalyzer(a.Stream, a.Consumer)
+	if !ok {
 		return nil
 	}
-	m, err := b.lookupIn(ctx, streamLog, lookup{Seq: a.StreamSeq})
+	m, err := b.lookupIn(ctx, a.Stream, lookup{Seq: a.StreamSeq})
 	if errors.Is(err, ErrNotFound) {
-		return nil // archived or deleted meanwhile: nobody waits for it
+		return nil // answered, archived or deleted meanwhile: nobody waits for it
 	}
 	if err != nil {
 		return err
 	}
-	f, err := lostTask(analyzer, m.Subject, m.Data)
+	f, err := lostTask(a.Stream, analyzer, m.Subject, m.Data)
 	if err != nil {
 		return nil // no task, or no event at all
 	}
 	r, err := b.registration(ctx, analyzer)
-	if errors.Is(err, ErrNotFound) {
-		return nil // it has withdrawn, and nobody waits for it
+	switch {
+	case errors.Is(err, ErrNotFound): // it has withdrawn: nobody waits for it, and a run gives it out anew
+	case err != nil:
+		return err
+	default:
+		f.Version, f.Rules, f.Config = r.Version, r.Rules, r.Config
+		if err := b.Finish(ctx, f); err != nil {
+			return err
+		}
 	}
+	if a.Stream == streamLog {
+		return nil
+	}
+	st, err := b.js.Stream(ctx, a.Stream)
 	if err != nil {
 		return err
 	}
-	f.Version, f.Rules, f.Config = r.Version, r.Rules, r.Config
-	return b.Finish(ctx, f)
+	// Only now: until it is handed in, the run must find that it waits.
+	if err := st.DeleteMsg(ctx, a.StreamSeq); err != nil && !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return err
+	}
+	return nil
 }
 
-// liveAnalyzer is whose consumer that is.
-func liveAnalyzer(consumer string) (analyzer string, ok bool) {
+// taskAnalyzer is the analyzer that a stream's consumer gives tasks to.
+func taskAnalyzer(stream, consumer string) (analyzer string, ok bool) {
 	name, ok := strings.CutPrefix(consumer, "az-")
-	if ok {
-		name, ok = strings.CutSuffix(name, "-"+schemas.LiveRun)
+	switch {
+	case ok && stream == streamLog:
+		return strings.CutSuffix(name, "-"+schemas.LiveRun)
+	case ok && stream == streamRuns:
+		return strings.CutSuffix(name, "-run")
 	}
-	return name, ok
+	return "", false
 }
 
 // lostEvery is how often it is looked for tasks whose takers have all died.
@@ -120,22 +147,22 @@ const lostEvery = TaskAckWait
 // more. looked has where each consumer stood when that was done last: what such a
 // question is given goes back, but has been given out once more, so nothing is
 // asked twice.
-func (b *Bus) pullLost(ctx context.Context, looked map[string]uint64) error {
+func (b *Bus) pullLost(ctx context.Context, stream string, looked map[string]uint64) error {
 	alive, err := b.Alive(ctx)
 	if err != nil {
 		return err
 	}
-	st, err := b.js.Stream(ctx, streamLog)
+	st, err := b.js.Stream(ctx, stream)
 	if err != nil {
 		return err
 	}
 	list := st.ListConsumers(ctx)
 	for info := range list.Info() {
-		analyzer, ok := liveAnalyzer(info.Name)
+		analyzer, ok := taskAnalyzer(stream, info.Name)
 		if !ok || alive[analyzer] > 0 || !forsaken(info, time.Now()) || looked[info.Name] == info.Delivered.Consumer {
 			continue
 		}
-		cons, err := b.js.Consumer(ctx, streamLog, info.Name)
+		cons, err := b.js.Consumer(ctx, stream, info.Name)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			continue
 		}

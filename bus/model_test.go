@@ -542,7 +542,7 @@ func (m *model) take(a *modelAnalyzer) (delivered bool) {
 // giveUp answers a task that was given out too often, as the bus' process does.
 func (m *model) giveUp(analyzer string, seq uint64) {
 	e := m.entries[seq-1]
-	f, err := lostTask(analyzer, e.Subject, e.Body)
+	f, err := lostTask(streamLog, analyzer, e.Subject, e.Body)
 	if e.foreign {
 		return
 	}

@@ -253,12 +253,12 @@ func liveConsumerName(analyzer string) string { return "az-" + analyzer + "-" + 
 
 func runConsumerName(analyzer string) string { return "az-" + analyzer + "-run" }
 
-// runConsumer has the tasks of all runs of an analyzer. They are given out
-// until they are answered: the runner answers what it has tried too often.
+// runConsumer has the tasks of all runs of an analyzer. What is given out too
+// often is answered by [Bus.AnswerLost], as those of analyses that go on are.
 func runConsumer(analyzer string) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Durable: runConsumerName(analyzer), FilterSubject: runPrefix + analyzer + ".*.*",
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: TaskAckWait, MaxDeliver: -1, MaxAckPending: 1000,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: TaskAckWait, MaxDeliver: taskMaxDeliver, MaxAckPending: 1000,
 	}
 }
 

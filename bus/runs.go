@@ -409,17 +409,24 @@ func (b *Bus) standing(ctx context.Context, tenant, analysis string) (a archived
 	return a, err == nil, err
 }
 
-// runTask reads a message of the queue of runs as a task. nil means that there
-// is nothing to do.
-func (b *Bus) runTask(ctx context.Context, analyzer string, m jetstream.Msg) *Task {
+// runTaskOf reads what lies in the queue of runs under a subject as an
+// analyzer's task.
+func runTaskOf(analyzer, subject string, data []byte) (schemas.RunTask, error) {
 	var r schemas.RunTask
-	e, err := schemas.ParseEvent(m.Data())
+	e, err := schemas.ParseEvent(data)
 	if err == nil {
 		err = e.Decode(&r)
 	}
-	if err == nil && (r.Task.Analyzer != analyzer || runSubject(r.Task) != m.Subject()) {
-		err = fmt.Errorf("a task of %.40q under %s", r.Task.Analyzer, m.Subject())
+	if err == nil && (r.Task.Analyzer != analyzer || runSubject(r.Task) != subject) {
+		err = fmt.Errorf("a task of %.40q under %s", r.Task.Analyzer, subject)
 	}
+	return r, err
+}
+
+// runTask reads a message of the queue of runs as a task. nil means that there
+// is nothing to do.
+func (b *Bus) runTask(ctx context.Context, analyzer string, m jetstream.Msg) *Task {
+	r, err := runTaskOf(analyzer, m.Subject(), m.Data())
 	if err != nil {
 		pass(m, err)
 		return nil
