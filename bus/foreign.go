@@ -127,7 +127,8 @@ func (r *repeats) again(e Entry) bool {
 		}
 		return was
 	case "artifact", "finding", "receipt", "checkpoint":
-		sum := sha256.Sum256([]byte(e.Subject))
+		// With the id: what runs have found shares subjects, and the id names the run.
+		sum := sha256.Sum256([]byte(e.Subject + " " + e.Event.ID))
 		key := [16]byte(sum[:16])
 		_, was := r.seen[key]
 		r.seen[key] = struct{}{}
