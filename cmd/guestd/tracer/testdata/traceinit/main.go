@@ -244,13 +244,17 @@ func (g *guest) alone() bool {
 	if _, ok := g.tracer.(*ptracer.Tracer); !ok {
 		return false
 	}
-	n := 0
+	// A thread that ends leaves its children to another one, which may have been
+	// looked at before or not yet.
+	children := map[string]bool{}
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		b, _ := os.ReadFile(list)
-		n += len(strings.Fields(string(b)))
+		for _, pid := range strings.Fields(string(b)) {
+			children[pid] = true
+		}
 	}
-	return n == 1
+	return len(children) <= 1
 }
 
 // exec runs a program and waits for all that descend from it.
