@@ -48,6 +48,9 @@ func (a *agent) collect(q machine.Collect) (any, error) {
 	}
 	c := &collector{agent: a, q: q, files: guest.NewFilesWriter(w), buf: make([]byte, 32<<10)}
 	upper := filepath.Join(overlayDir, "upper")
+	c.agent.mu.Lock()
+	c.kept = c.agent.kept
+	c.agent.mu.Unlock()
 	c.findDeleted(upper)
 	err = c.walkRoot(upper)
 	if err == nil {
@@ -76,6 +79,7 @@ type collector struct {
 	holes int64                     // bytes of sparse files that were read
 	links map[uint64]schemas.Digest // of files with several names, by inode
 	gone  map[schemas.Digest]string // the image's files that were deleted
+	kept  *keeper                   // nil: nothing is held open
 }
 
 func (c *collector) walkRoot(dir string) error {
@@ -191,6 +195,9 @@ func (c *collector) file(dir *os.File, name, p string, st *unix.Stat_t, old bool
 	f := c.meta(p, st, old)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		if c.kept != nil {
+			c.kept.named(st.Ino)
+		}
 		return c.regular(dir, name, p, st, f)
 	case unix.S_IFLNK:
 		b := make([]byte, 4096)

@@ -75,11 +75,8 @@ func (c *collector) findDeleted(upper string) {
 func (c *collector) nameless() error {
 	seen := map[fileID]bool{}
 	open := c.agent.box.openNameless()
-	c.agent.mu.Lock()
-	kept := c.agent.kept
-	c.agent.mu.Unlock()
-	if kept != nil {
-		lost, err := kept.deleted(func(f *os.File, st *unix.Stat_t) error {
+	if c.kept != nil {
+		lost, err := c.kept.deleted(func(f *os.File, st *unix.Stat_t) error {
 			seen[idOf(st)] = true
 			name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 			if err != nil {

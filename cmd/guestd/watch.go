@@ -20,6 +20,7 @@ import (
 const (
 	maxKept      = 1000
 	maxKeptBytes = 32 << 20
+	maxAway      = 100_000 // files that are remembered after they were let go of
 )
 
 // keeper holds what the sample has written open, so that the bytes are there to
@@ -33,9 +34,10 @@ type keeper struct {
 	mu    sync.Mutex
 	buf   [4096]byte
 	files map[fileID]*os.File
-	order []fileID // the oldest first
-	lost  int      // files that were let go of, deleted or perhaps deleted later
-	flood bool     // the kernel's queue has overflowed
+	order []fileID        // the oldest first
+	away  map[uint64]bool // files that were let go of while they had a name, by inode: a tmpfs uses none twice
+	lost  int             // files that were let go of deleted, or are too many to be remembered
+	flood bool            // the kernel's queue has overflowed
 }
 
 type fileID struct{ dev, ino uint64 }
@@ -48,7 +50,7 @@ func (c *container) keep() (*keeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch files: %w", err)
 	}
-	k := &keeper{group: os.NewFile(uintptr(fd), "fanotify"), done: make(chan struct{}), files: map[fileID]*os.File{}}
+	k := &keeper{group: os.NewFile(uintptr(fd), "fanotify"), done: make(chan struct{}), files: map[fileID]*os.File{}, away: map[uint64]bool{}}
 	if err := c.do(func() error {
 		return unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_CLOSE_WRITE, unix.AT_FDCWD, "/")
 	}); err != nil {
@@ -134,12 +136,31 @@ func (k *keeper) take(f *os.File) {
 	k.files[id] = f
 	k.order = append(k.order, id)
 	if len(k.order) > maxKept {
-		k.drop(0)
-		k.lost++
+		k.letGo()
 	}
 	if n := len(k.order); n < 32 || n%32 == 0 {
 		k.shrink()
 	}
+}
+
+// letGo closes the oldest file.
+func (k *keeper) letGo() {
+	id := k.order[0]
+	var st unix.Stat_t
+	err := unix.Fstat(int(k.files[id].Fd()), &st)
+	if err == nil && st.Nlink > 0 && len(k.away) < maxAway {
+		k.away[id.ino] = true
+	} else {
+		k.lost++
+	}
+	k.drop(0)
+}
+
+// named notes that a file still has a name: nothing of it is missing.
+func (k *keeper) named(ino uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.away, ino)
 }
 
 func (k *keeper) drop(i int) {
@@ -169,7 +190,7 @@ func (k *keeper) shrink() {
 }
 
 // deleted calls f with each file that has no name any more, the oldest first,
-// and returns how many may be missing.
+// and returns how many are missing, or may be. It comes after named.
 func (k *keeper) deleted(f func(*os.File, *unix.Stat_t) error) (lost int, err error) {
 	k.drain()
 	k.mu.Lock()
@@ -184,8 +205,9 @@ func (k *keeper) deleted(f func(*os.File, *unix.Stat_t) error) (lost int, err er
 			break
 		}
 	}
+	lost = k.lost + len(k.away)
 	if k.flood {
-		return k.lost + 1, err
+		lost++
 	}
-	return k.lost, err
+	return lost, err
 }
