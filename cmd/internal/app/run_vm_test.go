@@ -142,8 +142,8 @@ func TestRunOutcome(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	arm := bytes.Clone(ls)
-	arm[18] = 0xb7 // e_machine: EM_AARCH64
+	riscv := bytes.Clone(ls)
+	riscv[18] = 0xf3 // e_machine: EM_RISCV
 	script := func(s string) []byte { return []byte("#!/bin/sh\n" + s) }
 	for _, tt := range []struct {
 		name    string
@@ -155,7 +155,7 @@ func TestRunOutcome(t *testing.T) {
 	}{
 		{"text", write("text", []byte("no program\n")), nil, schemas.OutcomeUnsupported, 4, "interpreter line"},
 		{"truncated", write("truncated", ls[:100]), nil, schemas.OutcomeUnsupported, 4, "truncated"},
-		{"another CPU", write("arm64", arm), nil, schemas.OutcomeUnsupported, 4, "aarch64"},
+		{"another CPU", write("riscv64", riscv), nil, schemas.OutcomeUnsupported, 4, "riscv64"},
 		{"interpreter that is not there", write("script", []byte("#!/no/such/interpreter\n")), nil, schemas.OutcomeNotExecuted, 4, "interpreter /no/such"},
 		{"library that is not there", missingLibrary(t), nil, schemas.OutcomeNotExecuted, 4, "libpetri-nowhere.so.1"},
 		{"odd name", write("na\nme \"q\" $(x)", script("echo \"$0\"")), nil, schemas.OutcomeCompleted, 0, ""},
