@@ -70,10 +70,10 @@ func matches(pattern, subject string) bool {
 		switch {
 		case p == ">":
 			return true
-		case p != "*" && p != s, moreP != moreS && restPattern != ">":
+		case p != "*" && p != s, moreP != moreS:
 			return false
-		case !moreP || !moreS:
-			return moreP == moreS
+		case !moreP:
+			return true
 		}
 		pattern, subject = restPattern, restSubject
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/schemas"
@@ -17,8 +18,9 @@ import (
 // alone waits for nobody and a flood shares what a batch costs. It is safe for
 // concurrent use while its run runs.
 type group struct {
-	b    groupLog
-	work chan *groupTask
+	b     groupLog
+	work  chan *groupTask
+	ended chan struct{} // closed when run has ended
 }
 
 // groupLog is what a group needs of the log.
@@ -47,7 +49,9 @@ type groupResult struct {
 	err error
 }
 
-func newGroup(b groupLog) *group { return &group{b: b, work: make(chan *groupTask, clerkParallel)} }
+func newGroup(b groupLog) *group {
+	return &group{b: b, work: make(chan *groupTask, clerkParallel), ended: make(chan struct{})}
+}
 
 // errConflict says that a subject that was to be new was taken meanwhile.
 var errConflict = errors.New("the same has been stored meanwhile")
@@ -73,19 +77,24 @@ func (g *group) put(ctx context.Context, w *groupTask) (uint64, error) {
 	}
 	select {
 	case g.work <- w:
+	case <-g.ended:
+		return 0, nats.ErrConnectionClosed
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
 	select {
 	case r := <-w.done:
 		return r.seq, r.err
+	case <-g.ended:
+		return 0, nats.ErrConnectionClosed
 	case <-ctx.Done(): // it may be stored or not: who comes after finds out
 		return 0, ctx.Err()
 	}
 }
 
-// run commits until ctx is done.
+// run commits until ctx is done. It is called once.
 func (g *group) run(ctx context.Context) {
+	defer close(g.ended)
 	var next *groupTask // did not fit into the last batch
 	for {
 		if next == nil {
@@ -179,7 +188,7 @@ func (g *group) halves(ctx context.Context, tasks []*groupTask) {
 // not that the log is full, or away.
 func blames(err error) bool {
 	var api *jetstream.APIError
-	return errors.As(err, &api) && !transient(err) && api.ErrorCode != codeMaxMessages && api.Code != 503
+	return errors.Is(err, ErrDenied) || errors.As(err, &api) && !transient(err) && api.ErrorCode != codeMaxMessages && api.Code != 503
 }
 
 // store is one attempt at a batch.

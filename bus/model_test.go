@@ -141,7 +141,7 @@ func (l *modelLog) lastMsg(_ context.Context, subject string) (*jetstream.RawStr
 		return nil, ErrNotFound
 	}
 	for i := len(l.entries) - 1; i >= 0; i-- {
-		if !l.entries[i].foreign && subjectMatches(subject, l.entries[i].Subject) {
+		if !l.entries[i].foreign && matches(subject, l.entries[i].Subject) {
 			return l.raw(l.entries[i].Seq), nil
 		}
 	}
@@ -168,24 +168,6 @@ func (l *modelLog) archivedArtifact(context.Context, string, string, schemas.Kin
 func (l *modelLog) tombstone(context.Context, string, string) (*DeletedError, error) { return nil, nil }
 
 func (l *modelLog) archivedOccurrences(context.Context, string) (int, error) { return 0, nil }
-
-// subjectMatches is NATS' rule.
-func subjectMatches(filter, subject string) bool {
-	for {
-		f, frest, fmore := strings.Cut(filter, ".")
-		s, srest, smore := strings.Cut(subject, ".")
-		if f == ">" {
-			return true
-		}
-		if f != "*" && f != s || fmore != smore {
-			return false
-		}
-		if !fmore {
-			return true
-		}
-		filter, subject = frest, srest
-	}
-}
 
 // modelConsumer is a pull consumer.
 type modelConsumer struct {
@@ -216,7 +198,7 @@ func (c *modelConsumer) deliver(l *modelLog, lost func(seq uint64)) (Entry, int,
 	for c.next <= uint64(len(l.entries)) {
 		e := l.entries[c.next-1]
 		c.next++
-		if slices.ContainsFunc(c.cfg.FilterSubjects, func(f string) bool { return subjectMatches(f, e.Subject) }) {
+		if slices.ContainsFunc(c.cfg.FilterSubjects, func(f string) bool { return matches(f, e.Subject) }) {
 			c.pending[e.Seq] = 1
 			return e, 1, true
 		}

@@ -115,11 +115,16 @@ func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 			return nil
 		}
 		torn = id
-		// What a batch writes has a subject of its own.
-		if err := stream.Purge(ctx, jetstream.WithPurgeSubject(m.Subject)); err != nil {
+		// Messages go by their subject only, which the findings of several runs
+		// share: then this one stays, and what is committed again is its copy.
+		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(m.Subject))
+		if err == nil && info.State.Subjects[m.Subject] == 1 {
+			err = stream.Purge(ctx, jetstream.WithPurgeSubject(m.Subject))
+		}
+		if err != nil {
 			return fmt.Errorf("take a torn batch out of the log: %w", err)
 		}
-		log.Warn("the log ended in the middle of a batch, as a power cut leaves it: what was there is taken out, and committed again", "sequence", seq, "subject", m.Subject)
+		log.Warn("the log ended in the middle of a batch, as a power cut leaves it: what was there is committed again", "sequence", seq, "subject", m.Subject)
 	}
 	return nil
 }

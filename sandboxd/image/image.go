@@ -28,7 +28,7 @@ var ErrNoImage = errors.New("no guest image")
 
 // recipe is the version of the code that turns packages into bytes. It is part
 // of every image's key: raise it when Assemble would give other bytes.
-const recipe = 3
+const recipe = 4
 
 // A Package is one Debian package that went into an image.
 type Package struct {

@@ -26,30 +26,13 @@ var ErrNoBTF = errors.New("kernel has no BTF")
 type kernelOffsets struct {
 	Schema  string            `json:"schema"` // petri.offsets.v1
 	Machine string            `json:"machine"`
-	Regs    regOffsets        `json:"regs"`
-	Compat  compatCall        `json:"compat"`
 	Fields  map[string]uint32 `json:"fields"` // offsets, and sizes as "sizeof NAME"
-}
-
-// regOffsets says where struct pt_regs holds a call's arguments.
-type regOffsets struct {
-	Args   [6]uint32 `json:"args"`
-	Compat [6]uint32 `json:"compat"` // of a 32-bit call
-	IP     uint32    `json:"ip"`
-	Number uint32    `json:"number"` // of the call, when it returns
-}
-
-// compatCall says how a 32-bit call shows in a 64-bit kernel.
-type compatCall struct {
-	ABI  string `json:"abi,omitempty"` // none if there are no such calls
-	Mask uint32 `json:"mask"`          // of the field status of struct thread_info
-	X32  string `json:"x32,omitempty"`
 }
 
 // kernelFields are the fields that the tracer needs, by structure. Those
 // behind a ? may be absent in other versions of the kernel.
 var kernelFields = []string{
-	"task_struct.thread_info.status", "task_struct.pid", "task_struct.tgid", "task_struct.group_leader",
+	"task_struct.pid", "task_struct.tgid", "task_struct.group_leader",
 	"task_struct.real_parent", "task_struct.start_boottime", "task_struct.thread_pid", "task_struct.signal",
 	"task_struct.exit_code", "task_struct.mm", "task_struct.files", "task_struct.fs", "task_struct.flags",
 	"task_struct.comm", "task_struct.cred",
@@ -62,21 +45,8 @@ var kernelFields = []string{
 	"?dentry.d_parent", "?dentry.d_name.name", "?mount.mnt", "?mount.mnt_parent", "?mount.mnt_mountpoint",
 }
 
-// kernelRegs says per machine which registers hold what.
-var kernelRegs = map[elf.Machine]struct {
-	machine      string
-	args, compat [6]string
-	ip, number   string
-	call         compatCall
-}{
-	elf.EM_X86_64: {
-		machine: "amd64",
-		args:    [6]string{"di", "si", "dx", "r10", "r8", "r9"},
-		compat:  [6]string{"bx", "cx", "dx", "si", "di", "bp"},
-		ip:      "ip", number: "orig_ax",
-		call: compatCall{ABI: "i386", Mask: 0x2 /* TS_COMPAT, asm/thread_info.h */, X32: "x32"},
-	},
-}
+// kernelMachines are those whose kernels are read.
+var kernelMachines = map[elf.Machine]string{elf.EM_X86_64: "amd64"}
 
 // KernelOffsets returns, as JSON, where the structures of an ELF kernel hold
 // what the tracer in the guest needs to know. It reads the kernel's own BTF,
@@ -130,11 +100,11 @@ func offsetsOf(raw []byte, machine elf.Machine) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse kernel's BTF: %w", err)
 	}
-	regs, ok := kernelRegs[machine]
+	name, ok := kernelMachines[machine]
 	if !ok {
-		return nil, fmt.Errorf("no register layout is known for %v", machine)
+		return nil, fmt.Errorf("the structures of a kernel for %v are not read", machine)
 	}
-	o := kernelOffsets{Schema: "petri.offsets.v1", Machine: regs.machine, Compat: regs.call, Fields: map[string]uint32{}}
+	o := kernelOffsets{Schema: "petri.offsets.v1", Machine: name, Fields: map[string]uint32{}}
 	for _, name := range kernelFields {
 		name, optional := strings.CutPrefix(name, "?")
 		off, err := fieldOffset(spec, name)
@@ -146,31 +116,15 @@ func offsetsOf(raw []byte, machine elf.Machine) ([]byte, error) {
 		}
 		o.Fields[name] = off
 	}
-	for _, name := range []string{"pt_regs", "upid"} {
-		var s *btf.Struct
-		if err := spec.TypeByName(name, &s); err != nil {
-			return nil, fmt.Errorf("find struct %s in kernel's BTF: %w", name, err)
-		}
-		o.Fields["sizeof "+name] = s.Size
+	var upid *btf.Struct
+	if err := spec.TypeByName("upid", &upid); err != nil {
+		return nil, fmt.Errorf("find struct upid in kernel's BTF: %w", err)
 	}
-	reg := func(into *uint32, name string) {
-		if err == nil {
-			*into, err = fieldOffset(spec, "pt_regs."+name)
-		}
-	}
-	for i := range o.Regs.Args {
-		reg(&o.Regs.Args[i], regs.args[i])
-		reg(&o.Regs.Compat[i], regs.compat[i])
-	}
-	reg(&o.Regs.IP, regs.ip)
-	reg(&o.Regs.Number, regs.number)
-	if err != nil {
-		return nil, err
-	}
+	o.Fields["sizeof upid"] = upid.Size
 	return json.MarshalIndent(o, "", "\t")
 }
 
-// fieldOffset finds a field such as task_struct.thread_info.status, in bytes.
+// fieldOffset finds a field such as dentry.d_name.name, in bytes.
 func fieldOffset(spec *btf.Spec, name string) (uint32, error) {
 	parts := strings.Split(name, ".")
 	var s *btf.Struct

@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strconv"
@@ -18,32 +17,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/petri-sandbox/petri/cmd/guestd/procfs"
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
 
 // What the kernel says of processes in /proc, as far as it is recorded.
 const (
-	maxArgv  = 4096
-	maxEnv   = 1024
 	maxFile  = 16 << 10
 	ticks    = 100 // USER_HZ of every CPU that there are guests of
 	maxNames = 40
 )
 
-// proc reads a file of /proc/TID, of which n bytes at most.
-func proc(tid uint32, name string, n int64) []byte {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/%s", tid, name))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	b, _ := io.ReadAll(io.LimitReader(f, n))
-	return b
-}
-
 // status returns the words of a line of /proc/TID/status.
 func status(tid uint32, key string) []string {
-	for line := range strings.SplitSeq(string(proc(tid, "status", maxFile)), "\n") {
+	for line := range strings.SplitSeq(string(procfs.Read(tid, "status", maxFile)), "\n") {
 		if rest, ok := strings.CutPrefix(line, key+":"); ok {
 			return strings.Fields(rest)
 		}
@@ -64,7 +51,7 @@ func (l *loop) identify(t *task) {
 	t.tgid = number(status(t.tid, "Tgid"), 0)
 	t.nsTID = number(status(t.tid, "NSpid"), l.level)
 	t.nsID = number(status(t.tid, "NStgid"), l.level)
-	stat := proc(t.tgid, "stat", maxFile)
+	stat := procfs.Read(t.tgid, "stat", maxFile)
 	if f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])); len(f) > 22-3 {
 		n, _ := strconv.ParseUint(f[22-3], 10, 64)
 		t.start = n * (1e9 / ticks)
@@ -173,7 +160,7 @@ func (l *loop) executed(t *task) error {
 	}
 	l.identify(t)
 	r := l.record(t, trace.Exec, 6)
-	argv, env := proc(t.tid, "cmdline", maxArgv+1), proc(t.tid, "environ", maxEnv+1)
+	argv, env := procfs.Read(t.tid, "cmdline", procfs.MaxArgv+1), procfs.Read(t.tid, "environ", procfs.MaxEnv+1)
 	r.Args = [6]uint64{uint64(msg), 0, 0, uint64(bytes.Count(argv, []byte{0})), uint64(bytes.Count(env, []byte{0})), uint64(number(status(t.tid, "Uid"), 1))}
 	var st unix.Stat_t
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/exe", t.tid), &st); err == nil {
@@ -188,11 +175,11 @@ func (l *loop) executed(t *task) error {
 		r.Attachments = append(r.Attachments, a)
 	}
 	attach(trace.String, t.executable(), maxString)
-	attach(trace.Argv, argv, maxArgv)
-	attach(trace.Comm, bytes.TrimSuffix(proc(t.tid, "comm", 64), []byte("\n")), 16)
-	attach(trace.Env, env, maxEnv)
+	attach(trace.Argv, argv, procfs.MaxArgv)
+	attach(trace.Comm, bytes.TrimSuffix(procfs.Read(t.tid, "comm", 64), []byte("\n")), 16)
+	attach(trace.Env, env, procfs.MaxEnv)
 	if b := cwd(t.tid); b != nil {
-		attach(trace.Cwd, b, maxArgv)
+		attach(trace.Cwd, b, procfs.MaxArgv)
 	}
 	return l.add(&r)
 }

@@ -21,8 +21,6 @@ func TestCalibrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{
-		// Known of the CPU.
-		"task_struct.thread_info.status", "sizeof pt_regs",
 		// What only the executed file's number needs, which a trace may lack.
 		"mm_struct.exe_file", "file.f_inode", "inode.i_ino", "inode.i_sb", "super_block.s_dev",
 	} {

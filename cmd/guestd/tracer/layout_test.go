@@ -106,7 +106,7 @@ func TestOffsetsAreRefused(t *testing.T) {
 		"other_schema":  `{"schema":"petri.offsets.v2"}`,
 		"other_machine": `{"schema":"petri.offsets.v1","machine":"vax"}`,
 		"no_fields":     `{"schema":"petri.offsets.v1","machine":"amd64"}`,
-		"huge_field":    `{"schema":"petri.offsets.v1","machine":"amd64","fields":{"task_struct.thread_info.status":4294967295}}`,
+		"huge_field":    `{"schema":"petri.offsets.v1","machine":"amd64","fields":{"task_struct.pid":4294967295}}`,
 	} {
 		if _, err := Load(Config{Offsets: []byte(in)}); !errors.Is(err, ErrOffsets) {
 			t.Errorf("%s: %v", name, err)

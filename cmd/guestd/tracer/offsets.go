@@ -14,8 +14,8 @@ import (
 	"github.com/petri-sandbox/petri/schemas/sysno"
 )
 
-// offsets is the document that sandboxd/image makes of a kernel's BTF. What it
-// says of registers and ABIs is not needed: guestd knows its CPU ([cpus]).
+// offsets is the document that sandboxd/image makes of a kernel's BTF. Registers
+// and ABIs are not in it: guestd knows its CPU ([cpus]).
 type offsets struct {
 	Schema  string            `json:"schema"`
 	Machine string            `json:"machine"`

@@ -9,12 +9,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
 
+	"github.com/petri-sandbox/petri/cmd/guestd/procfs"
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
 
@@ -212,11 +211,11 @@ func (t *Tracer) complete(b []byte) *trace.Record {
 		if a.Flags&trace.Unreadable == 0 {
 			continue
 		}
-		name, limit := "cmdline", maxArgv
+		name, limit := "cmdline", procfs.MaxArgv
 		if a.Kind == trace.Env {
-			name, limit = "environ", maxEnv
+			name, limit = "environ", procfs.MaxEnv
 		}
-		data := readProc(r.TID, name, limit+1)
+		data := procfs.Read(r.TID, name, int64(limit)+1)
 		if len(data) == 0 {
 			continue
 		}
@@ -232,23 +231,6 @@ func (t *Tracer) complete(b []byte) *trace.Record {
 		return nil
 	}
 	return &r
-}
-
-// Limits of bpf/process.h.
-const (
-	maxArgv = 4096
-	maxEnv  = 1024
-)
-
-// readProc reads the beginning of a file of a process in /proc.
-func readProc(pid uint32, name string, limit int) []byte {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/%s", pid, name))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	b, _ := io.ReadAll(io.LimitReader(f, int64(limit)))
-	return b
 }
 
 func (t *Tracer) add(r *trace.Record) error {

@@ -23,34 +23,6 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// startBus runs a server, and what answers for analyzers on it.
-func startBus(t *testing.T) *bus.Bus {
-	t.Helper()
-	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	b, err := s.Connect(t.Context(), "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.Close)
-	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 64 << 20}); err != nil {
-		t.Fatal(err)
-	}
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	ctx, stop := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { _ = bus.NewClerk(b, log).Run(ctx) })
-	running.Go(func() { _ = bus.NewRegistrar(b, log).Run(ctx) })
-	t.Cleanup(func() {
-		stop()
-		running.Wait()
-	})
-	return b
-}
-
 // submitted puts a small sample into the queue.
 func submitted(t *testing.T, b *bus.Bus, expected []string) schemas.Submission {
 	t.Helper()
@@ -81,7 +53,7 @@ func claim(t *testing.T, j jobsAdapter) (sandboxd.Job, error) {
 
 // TestExpected takes jobs under every word of the operator's.
 func TestExpected(t *testing.T) {
-	b := startBus(t)
+	b := StartBus(t)
 	q, err := b.Queue(t.Context(), []string{"amd64"})
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +102,7 @@ func TestExpected(t *testing.T) {
 func TestExpectedUnreadable(t *testing.T) {
 	for _, bucket := range []string{"PROFILES", "ANALYZERS"} {
 		t.Run(bucket, func(t *testing.T) {
-			b := startBus(t)
+			b := StartBus(t)
 			q, err := b.Queue(t.Context(), []string{"amd64"})
 			if err != nil {
 				t.Fatal(err)
@@ -200,7 +172,7 @@ func (quietMachines) New(_ context.Context, _ sandboxd.MachineSpec, o machine.Ob
 // reports: an expected analyzer that does not answer is named with the reason,
 // and the analysis does not pass for complete.
 func TestSilentAnalyzer(t *testing.T) {
-	b := startBus(t)
+	b := StartBus(t)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	defer running.Wait()

@@ -30,33 +30,7 @@ type log struct {
 
 func newLog(t *testing.T) log {
 	t.Helper()
-	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	b, err := s.Connect(t.Context(), "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.Close)
-	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 64 << 20}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	out := slog.New(slog.NewTextHandler(t.Output(), nil))
-	for _, run := range []func(context.Context) error{bus.NewClerk(b, out).Run, bus.NewRegistrar(b, out).Run} {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = run(ctx)
-		}()
-		t.Cleanup(func() {
-			cancel()
-			<-done
-		})
-	}
+	b := app.StartBus(t)
 	if err := b.Register(t.Context(), schemas.Registration{Name: "static", Version: "1", Scope: schemas.ScopeArtifact, Kinds: []schemas.Kind{schemas.KindSample}}); err != nil {
 		t.Fatal(err)
 	}
