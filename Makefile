@@ -8,6 +8,8 @@ BIN := bin
 # The guests of make build and make test: one each of 32-bit little-endian and of
 # big-endian beside the usual one.
 GUESTS := amd64 i386 s390x
+# And the one that has more than the usual of its CPU.
+EXTRA := amd64+python3
 # Everything that ships is built without cgo; only the race detector needs it.
 export CGO_ENABLED := 0
 GOBUILD := $(GO) build -trimpath
@@ -28,7 +30,7 @@ build: ## petri, the daemons and the guest agents, into bin/
 	$(GO) run ./cmd/internal/agents $(BIN) $(GUESTS)
 
 guest: build ## the images of the guests that the tests need, from Debian's packages
-	$(BIN)/petri guest build $(GUESTS)
+	$(BIN)/petri guest build $(GUESTS) $(EXTRA)
 
 setup-guests: ## install what the guests of all CPUs and their tests need besides
 	@sh deploy/setup.sh guests
@@ -41,6 +43,7 @@ test-guests: ## boot the guests of all CPUs, which make guests has built
 	PETRI_TEST_GUESTS=all $(GO) test -tags vm -count=1 -timeout 60m -p 1 -run 'EveryGuest' ./sandboxd/machine/qemu ./cmd/internal/app
 
 demo: GUESTS := amd64
+demo: EXTRA :=
 demo: setup-demo guest ## detonate a bundled benign sample in a real guest and show the report
 	@gcc -static -O1 -o $(BIN)/demo-sample sandboxd/testdata/progs/demo.c
 	$(BIN)/petri run --out $(BIN)/demo $(BIN)/demo-sample
@@ -50,7 +53,6 @@ generate: ## generated tables, schemas and BPF objects
 
 check: ## format, vet, staticcheck, generated files, import arrows, licence lines, go.mod
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "not formatted (gofmt -w):"; echo "$$out"; exit 1; }
-	$(GO) vet ./...
 	$(GO) vet -tags vm ./...
 	$(GO) tool -modfile=tools.mod staticcheck ./...
 	$(GO) generate ./...
@@ -58,15 +60,20 @@ check: ## format, vet, staticcheck, generated files, import arrows, licence line
 	$(GO) test -count=1 ./cmd/internal/arrows
 
 race: ## unit tests with the race detector
-	CGO_ENABLED=1 $(GO) test -race ./...
+	CGO_ENABLED=1 $(GO) test -race -parallel 4 ./...
 
-vm-test: guest ## tests that need guests
-	$(GO) test -tags vm -timeout 40m -p 1 $$($(GO) list -tags vm -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
+# The other tests of those packages make race has run.
+vm-test: guest ## tests that need guests: those in files that end in vm_test.go
+	@files=$$(git ls-files '*vm_test.go'); \
+	other=$$(git grep -l '^//go:build vm' -- '*_test.go' ':!*vm_test.go'); \
+	test -z "$$other" || { echo "tests for guests lie in *vm_test.go: $$other"; exit 1; }; \
+	names=$$(sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' $$files | sort -u | paste -sd '|'); \
+	$(GO) test -tags vm -timeout 40m -p 2 -run "^($$names)\$$" $$(for f in $$files; do echo ./$${f%/*}; done | sort -u)
 
 test: check race vm-test ## everything
 
-faults: ## break a running bus as docs/faults.md says, at length, and print what it cost
-	PETRI_FAULTS=full $(GO) test -tags vm -count=1 -v -timeout 40m ./bus/faults
+faults: guest ## break a running bus as docs/faults.md says, at length, and print what it cost
+	$(GO) run ./cmd/internal/faults
 
 bench: guest ## the figures that Petri promises, each beside its reference
 	$(GO) test -tags vm -p 1 -run '^$$' -bench . -benchtime 1x -timeout 60m ./...

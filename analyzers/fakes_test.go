@@ -29,6 +29,8 @@ type world struct {
 	naks       []time.Duration
 	acks       int
 	beats      int
+	begun      int
+	returned   int
 	queues     map[string]chan *delivery
 	answered   chan struct{} // one element per ack or nak
 
@@ -185,6 +187,21 @@ func (d *delivery) Ack(context.Context) error {
 	d.w.mu.Lock()
 	defer d.w.mu.Unlock()
 	d.w.acks++
+	d.w.answered <- struct{}{}
+	return nil
+}
+
+func (d *delivery) Begin(context.Context) error {
+	d.w.mu.Lock()
+	defer d.w.mu.Unlock()
+	d.w.begun++
+	return nil
+}
+
+func (d *delivery) Return(context.Context) error {
+	d.w.mu.Lock()
+	defer d.w.mu.Unlock()
+	d.w.returned++
 	d.w.answered <- struct{}{}
 	return nil
 }

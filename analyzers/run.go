@@ -24,7 +24,7 @@ type Options struct {
 	Log         *slog.Logger  // nil: nothing is logged
 	Stats       *Stats        // to be counted into; nil: one of its own. Logged at the end
 	Dir         string        // for temporary files, which have no names; empty: os.TempDir
-	Heartbeat   time.Duration // how often a running task is kept; zero: 10 s
+	Heartbeat   time.Duration // how often a running task is kept; zero: 3 s, a third of what the bus waits
 	Drain       time.Duration // how long running tasks may go on when ctx is done; zero: 5 s, negative: not at all
 
 	MaxInput      map[schemas.Kind]int64 // bytes of an artifact; a kind without an entry: [DefaultMaxInput], memory 16 times that
@@ -52,8 +52,9 @@ func NewSlots(n int) Slots {
 // DefaultMaxInput bounds what is spooled for a task, in bytes.
 const DefaultMaxInput = 1 << 30
 
-// MaxAttempts is how often a task is tried. The delivery after that answers it
-// as failed: a task that took its runners with it does not get another one.
+// MaxAttempts is how often a task is tried. Who is given it after that answers it
+// as failed: a task that took its runners with it does not get another one. A
+// runner that is stopped, or has not begun, has not tried.
 const MaxAttempts = 3
 
 // Bounds of the JSON of all findings, and of all announcements of derived
@@ -65,6 +66,7 @@ const (
 
 const (
 	callTimeout   = 30 * time.Second // of a call of a service
+	awayTime      = 10 * time.Minute // that a task waits for a bus that does not answer
 	preflightNext = time.Minute      // between two preflights of an analyzer that is unavailable
 	registerRetry = time.Second
 )
@@ -102,7 +104,7 @@ func (o Options) fill() Options {
 		o.Dir = os.TempDir()
 	}
 	if o.Heartbeat == 0 {
-		o.Heartbeat = 10 * time.Second
+		o.Heartbeat = 3 * time.Second
 	}
 	if o.Drain == 0 {
 		o.Drain = 5 * time.Second
@@ -133,6 +135,30 @@ type runner struct {
 	opts     Options
 	spawner  *spawner
 	slots    chan struct{} // one element per running child
+
+	mu   sync.Mutex
+	busy map[string]bool // the tasks that it has, by their refs
+}
+
+// take notes that a task is this runner's, unless it is so already.
+func (r *runner) take(t schemas.TaskRef) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := busyKey(t)
+	was := r.busy[k]
+	r.busy[k] = true
+	return !was
+}
+
+// leave notes that it is so no longer.
+func (r *runner) leave(t schemas.TaskRef) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.busy, busyKey(t))
+}
+
+func busyKey(t schemas.TaskRef) string {
+	return t.Tenant + "/" + t.Analysis + "/" + t.Run + "/" + t.Analyzer + "/" + t.Token()
 }
 
 // Run registers the analyzers and works on their tasks until ctx is done. Then
@@ -155,7 +181,7 @@ func Run(ctx context.Context, list []Analyzer, s Services, o Options) error {
 		return err
 	}
 	defer sp.close()
-	r := &runner{services: s, opts: o, spawner: sp, slots: o.Slots}
+	r := &runner{services: s, opts: o, spawner: sp, slots: o.Slots, busy: map[string]bool{}}
 	o.Log.Info("analyzers are confined", "namespaces", sp.level.String(), "uid", sp.status.UID, "empty_root", sp.status.Root,
 		"syscall_filter", sp.status.Filter, "memory_limit", sp.status.Memory, "no_network", sp.status.Network)
 	for _, a := range list {
@@ -209,7 +235,7 @@ func (r *runner) feed(ctx, tasks context.Context, wg *sync.WaitGroup, a Analyzer
 		}
 		d, err := r.services.Queue.Next(ctx, info.Name)
 		if ctx.Err() != nil {
-			if err == nil {
+			if err == nil && r.take(d.Task().Ref) {
 				r.giveBack(ctx, log, info.Name, d, 0)
 			}
 			return
@@ -224,6 +250,12 @@ func (r *runner) feed(ctx, tasks context.Context, wg *sync.WaitGroup, a Analyzer
 			continue
 		}
 		wait = registerRetry
+		// A task in work comes again if the queue was away, or has not heard of us
+		// for too long. Who works on it keeps it, and ends it.
+		if !r.take(d.Task().Ref) {
+			continue
+		}
+		d = held{d, r}
 		r.opts.Stats.update(info.Name, func(s *AnalyzerStats) { s.Taken++ })
 		t := &task{runner: r, info: info, gate: gate, delivery: d, Task: d.Task(), log: log}
 		beat := t.heartbeat(tasks)
@@ -246,12 +278,42 @@ func (r *runner) feed(ctx, tasks context.Context, wg *sync.WaitGroup, a Analyzer
 	}
 }
 
-// giveBack returns a delivery to the queue, also when ctx is done.
+// held is a delivery that is the runner's until it is ended or given back: before
+// that, for the task may come again at once.
+type held struct {
+	Delivery
+	runner *runner
+}
+
+func (h held) Ack(ctx context.Context) error {
+	h.runner.leave(h.Task().Ref)
+	return h.Delivery.Ack(ctx)
+}
+
+func (h held) Nak(ctx context.Context, delay time.Duration) error {
+	h.runner.leave(h.Task().Ref)
+	return h.Delivery.Nak(ctx, delay)
+}
+
+func (h held) Return(ctx context.Context) error {
+	h.runner.leave(h.Task().Ref)
+	return h.Delivery.Return(ctx)
+}
+
+// giveBack returns a delivery to the queue, also when ctx is done: then that is
+// why, and it has been no attempt.
 func (r *runner) giveBack(ctx context.Context, log *slog.Logger, name string, d Delivery, delay time.Duration) {
 	r.opts.Stats.update(name, func(s *AnalyzerStats) { s.Dropped++ })
+	stopped := ctx.Err() != nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	if err := d.Nak(ctx, delay); err != nil {
+	var err error
+	if stopped {
+		err = d.Return(ctx)
+	} else {
+		err = d.Nak(ctx, delay)
+	}
+	if err != nil {
 		log.Warn("giving back a task failed", "error", err) // it comes again when the queue has waited long enough
 	}
 }

@@ -549,8 +549,8 @@ func TestCountsAreLogged(t *testing.T) {
 	go func() {
 		done <- analyzers.Run(ctx, list(), w.services(), analyzers.Options{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&out, nil))})
 	}()
-	for range 3 {
-		w.sample("needy", []byte("x"))
+	for _, b := range []string{"x", "y", "z"} {
+		w.sample("needy", []byte(b))
 	}
 	w.wait(t, 3)
 	cancel()
@@ -601,8 +601,26 @@ func TestStop(t *testing.T) {
 	w.sample("actor", []byte("loop"))
 	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:actor") != 0 })
 	stop()
-	if len(w.finished) != 0 || !slices.Equal(w.naks, []time.Duration{0}) {
-		t.Errorf("%+v, naks %v", w.finished, w.naks)
+	if len(w.finished) != 0 || w.begun != 1 || w.returned != 1 || len(w.naks) != 0 {
+		t.Errorf("%+v, begun %d, returned %d, naks %v", w.finished, w.begun, w.returned, w.naks)
+	}
+}
+
+// TestAgain is handed a task out again while a child works on it, as after the
+// queue was away: the work is done once, and its end ends the task.
+func TestAgain(t *testing.T) {
+	w := newWorld()
+	stop := start(t, w, analyzers.Options{Concurrency: 3})
+	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: w.add([]byte("obedient")), Size: 8}
+	w.submit("hasty", a, 1)
+	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:hasty") != 0 })
+	w.submit("hasty", a, 2)
+	w.submit("hasty", a, 3)
+	until(t, "they are handed out", func() bool { return len(w.queue("hasty")) == 0 })
+	w.wait(t, 1)
+	stop()
+	if len(w.finished) != 1 || w.begun != 1 || w.acks != 1 || w.returned != 0 || len(w.naks) != 0 {
+		t.Errorf("%+v, begun %d, %d acks, returned %d, naks %v", w.finished, w.begun, w.acks, w.returned, w.naks)
 	}
 }
 

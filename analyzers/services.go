@@ -46,8 +46,15 @@ type Delivery interface {
 	InProgress(ctx context.Context) error
 	// Ack ends the task.
 	Ack(ctx context.Context) error
-	// Nak gives the task back, to be delivered again after the delay.
+	// Begin says that the work begins. If the runner dies of it, it has been an
+	// attempt.
+	Begin(ctx context.Context) error
+	// Nak gives the task back, to be delivered again after the delay. It has been
+	// an attempt.
 	Nak(ctx context.Context, delay time.Duration) error
+	// Return gives the task back, to be delivered again at once. It has been no
+	// attempt.
+	Return(ctx context.Context) error
 }
 
 // A Task is what an analyzer owes.
@@ -56,7 +63,7 @@ type Task struct {
 	Artifact  schemas.Artifact   // its announcement; of scope artifact
 	Artifacts []schemas.Artifact // all of the analysis; of scope analysis
 	Omitted   int                // artifacts that are not among these, because they are too many
-	Attempt   int                // this is the n-th delivery, from 1
+	Attempt   int                // this is the n-th, from 1, of those that were begun and not returned
 	Force     bool               // do the work, whatever was answered before
 }
 

@@ -65,7 +65,7 @@ func (t *task) run(ctx context.Context) {
 	}
 	if err != nil {
 		log.Warn("task given back", "error", err)
-		t.runner.giveBack(ctx, log, t.info.Name, t.delivery, t.delay(ctx))
+		t.runner.giveBack(ctx, log, t.info.Name, t.delivery, t.delay())
 		return
 	}
 	took := time.Since(start)
@@ -74,15 +74,20 @@ func (t *task) run(ctx context.Context) {
 		Reuse: earlier, Status: a.status, Error: a.err, Findings: a.findings, Derived: a.derived, Result: a.result, Cut: a.cut,
 		Took: schemas.Duration(took.Round(time.Microsecond)),
 	}
-	// Also when the runner has been told to stop: the work is done.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-	defer cancel()
-	if err := t.runner.services.Inbox.Finish(ctx, done); err != nil {
+	err = t.insist(ctx, func(ctx context.Context) error {
+		// Also when the runner has been told to stop: the work is done.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+		defer cancel()
+		return t.runner.services.Inbox.Finish(ctx, done)
+	})
+	if err != nil {
 		log.Warn("task given back", "error", fmt.Errorf("hand in: %w", err))
-		t.runner.giveBack(ctx, log, t.info.Name, t.delivery, t.delay(ctx))
+		t.runner.giveBack(ctx, log, t.info.Name, t.delivery, t.delay())
 		return
 	}
 	t.runner.opts.Stats.finished(t.info.Name, a.status, a.err, took)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
 	if err := t.delivery.Ack(ctx); err != nil {
 		log.Warn("acknowledging a task failed", "error", err) // it comes again and is handed in twice, which the receipt bears
 	}
@@ -115,11 +120,23 @@ func (t *task) earlier(ctx context.Context, log *slog.Logger) *schemas.TaskRef {
 	return earlier
 }
 
-// delay is how long to wait before the task is tried again.
-func (t *task) delay(ctx context.Context) time.Duration {
-	if ctx.Err() != nil {
-		return 0 // we stop; somebody else may start at once
+// insist does again what the bus has not answered for as long as a call may take.
+// To give the task back would use up one of its attempts, and its work: those are
+// for what kills who takes it. Other errors it returns at once.
+func (t *task) insist(ctx context.Context, do func(context.Context) error) error {
+	for end := time.Now().Add(awayTime); ; {
+		begin := time.Now()
+		err := do(ctx)
+		var input *inputError
+		if err == nil || errors.As(err, &input) || ctx.Err() != nil || time.Since(begin) < callTimeout || time.Now().After(end) {
+			return err
+		}
+		t.log.Warn("the bus does not answer, the task waits", "analysis", t.Ref.Analysis, "error", err)
 	}
+}
+
+// delay is how long to wait before the task is tried again.
+func (t *task) delay() time.Duration {
 	return []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}[min(max(t.Attempt, 1), 3)-1]
 }
 
@@ -133,16 +150,26 @@ func (t *task) answer(ctx context.Context) (answer, error) {
 	if err := t.check(); err != nil {
 		return answer{}, err
 	}
+	if err := t.delivery.Begin(ctx); err != nil {
+		t.log.Warn("saying that a task begins failed", "error", err) // the work is done; if it is deadly, it is more often
+	}
 	if err := t.gate.open(ctx); err != nil {
 		return answer{status: schemas.TaskSkipped, err: line(err.Error(), maxError)}, nil
 	}
-	sp := &spool{dir: t.runner.opts.Dir, store: t.runner.services.Store, limit: t.maxInput}
+	var sp *spool
+	var req request
+	err := t.insist(ctx, func(ctx context.Context) (err error) {
+		if sp != nil {
+			sp.close()
+		}
+		sp = &spool{dir: t.runner.opts.Dir, store: t.runner.services.Store, limit: t.maxInput}
+		if req, err = t.request(); err != nil {
+			return badInput("%v", err)
+		}
+		return t.fetch(ctx, sp, &req)
+	})
 	defer sp.close()
-	req, err := t.request()
 	if err != nil {
-		return answer{}, badInput("%v", err)
-	}
-	if err := t.fetch(ctx, sp, &req); err != nil {
 		return answer{}, err
 	}
 	return t.runner.spawner.run(ctx, req, sp.files, func(ctx context.Context, r io.Reader) (schemas.Digest, int64, error) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -278,15 +279,17 @@ func (b *Bus) FollowDefinitions(ctx context.Context, fn func(map[string]schemas.
 }
 
 // definitionsEvery is how often who may not watch looks for other definitions.
-const definitionsEvery = 2 * time.Second
+const definitionsEvery = 500 * time.Millisecond
 
 // pollDefinitions is FollowDefinitions for who may not make consumers: whoever
-// may make one says where the server sends what it has.
+// may make one says where the server sends what it has. What was removed and came
+// back between two looks is shown as removed first.
 func (b *Bus) pollDefinitions(ctx context.Context, fn func(map[string]schemas.Definition)) error {
 	const stream, prefix = "KV_" + kvAnalyzers, "$KV." + kvAnalyzers + "."
 	t := time.NewTicker(definitionsEvery)
 	defer t.Stop()
-	for seen, first := uint64(0), true; ; first = false {
+	var before map[string]schemas.Definition
+	for seen := uint64(0); ; {
 		last, err := b.lookupIn(ctx, stream, lookup{Last: prefix + ">"})
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return fmt.Errorf("follow the analyzers' definitions: %w", err)
@@ -295,8 +298,8 @@ func (b *Bus) pollDefinitions(ctx context.Context, fn func(map[string]schemas.De
 		if err == nil {
 			at = last.Sequence
 		}
-		if first || at != seen {
-			all := map[string]schemas.Definition{}
+		if before == nil || at != seen {
+			all, back := map[string]schemas.Definition{}, map[string]schemas.Definition{}
 			err := b.subjects(ctx, stream, prefix+">", func(subject string, _ uint64) error {
 				m, err := b.lookupIn(ctx, stream, lookup{Last: subject})
 				if errors.Is(err, ErrNotFound) {
@@ -305,17 +308,26 @@ func (b *Bus) pollDefinitions(ctx context.Context, fn func(map[string]schemas.De
 				if err != nil {
 					return err
 				}
+				name := strings.TrimPrefix(subject, prefix)
 				var d schemas.Definition // what is forgotten has no body
-				if json.Unmarshal(m.Data, &d) == nil && prefix+d.Name == subject && d.Check() == nil {
-					all[d.Name] = d
+				if json.Unmarshal(m.Data, &d) == nil && d.Name == name && d.Check() == nil {
+					all[name] = d
+				}
+				if before != nil && m.Sequence > seen && reflect.DeepEqual(all[name], before[name]) {
+					back[name] = schemas.Definition{Name: name, Removed: true}
 				}
 				return nil
 			})
 			if err != nil {
 				return fmt.Errorf("follow the analyzers' definitions: %w", err)
 			}
-			seen = at
-			fn(all)
+			seen, before = at, all
+			if len(back) > 0 {
+				gone := maps.Clone(all)
+				maps.Copy(gone, back)
+				fn(gone)
+			}
+			fn(maps.Clone(all))
 		}
 		select {
 		case <-t.C:

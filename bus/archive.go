@@ -176,36 +176,6 @@ func (b *Bus) ArchivedArtifacts(ctx context.Context, e schemas.ArchiveEntry, fn 
 	return err
 }
 
-// ArchivedObjects calls fn with the digest of everything in the store that an
-// archived or imported analysis names: artifacts, segments, result documents.
-func (b *Bus) ArchivedObjects(ctx context.Context, e schemas.ArchiveEntry, fn func(schemas.Digest) error) error {
-	r, _, err := b.archive().For(e.Analysis).Open(ctx, e.File)
-	if err != nil {
-		return fmt.Errorf("archive of %s: %w", e.Analysis, err)
-	}
-	defer r.Close()
-	f, err := petrifile.NewReader(r, "")
-	if err != nil {
-		return fmt.Errorf("archive of %s: %w", e.Analysis, err)
-	}
-	defer f.Close()
-	for {
-		item, err := f.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil && item.Object != nil {
-			err = fn(item.Object.SHA256)
-		}
-		if errors.Is(err, ErrStop) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("archive of %s: %w", e.Analysis, err)
-		}
-	}
-}
-
 // archivedEvents gives fn the events of an archived analysis, and reads the
 // file to its end.
 func (b *Bus) archivedEvents(ctx context.Context, e schemas.ArchiveEntry, fn func(Entry) error) error {
@@ -231,15 +201,21 @@ func (b *Bus) archivedEvents(ctx context.Context, e schemas.ArchiveEntry, fn fun
 
 // index makes the list of artifacts of an entry.
 type index struct {
-	list []schemas.ArchivedArtifact
-	at   map[string]int
-	more map[string]bool
+	list    []schemas.ArchivedArtifact
+	at      map[string]int
+	more    map[string]bool
+	derived int
 }
 
 func newIndex() *index { return &index{at: map[string]int{}, more: map[string]bool{}} }
 
 func (x *index) add(e schemas.Event) error {
-	if e.Family() != "artifact" {
+	switch e.Family() {
+	case "artifact":
+	case "derivation": // it is no announcement
+		x.derived++
+		return nil
+	default:
 		return nil
 	}
 	var a schemas.Artifact
@@ -264,7 +240,7 @@ func (x *index) add(e schemas.Event) error {
 func (x *index) entry(h petrifile.Header, t petrifile.Trailer, file schemas.Digest, size int64) schemas.ArchiveEntry {
 	e := schemas.ArchiveEntry{
 		Tenant: h.Tenant, Analysis: h.Analysis, File: file, Size: size,
-		Events: t.Events, Context: t.Context, Foreign: t.Foreign, Root: t.Root, Artifacts: x.list, More: len(x.more),
+		Events: t.Events, Context: t.Context, Foreign: t.Foreign, Root: t.Root, Artifacts: x.list, More: len(x.more), Derived: x.derived,
 	}
 	if e.Artifacts == nil {
 		e.Artifacts = []schemas.ArchivedArtifact{}

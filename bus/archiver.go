@@ -20,9 +20,9 @@ import (
 
 // An Archiver moves ended analyses out of the log: it writes an analysis' events
 // to a file, reads the file back, enters it into the archive, and only then
-// takes the events out of the log. Whoever it dies between two of these, the
-// analysis is whole, and the next pass goes on. It is the only one that takes
-// anything out of the log.
+// takes the events out of the log. Wherever it dies between two of these, the
+// analysis is whole, and the next pass goes on. Nothing else is taken out of the log
+// but what somebody deletes, and what a power cut has torn.
 type Archiver struct {
 	b    *Bus
 	o    ArchiverOptions
@@ -200,7 +200,9 @@ func (x *Archiver) move(ctx context.Context, tenant, analysis string, quiet time
 	if dead, err := x.b.tombstone(ctx, tenant, analysis); err != nil {
 		return false, err
 	} else if dead != nil { // meanwhile: nobody else may know of this entry
-		return true, x.b.erase(ctx, dead)
+		if err := untilStill(func() error { return x.b.eraseArchived(ctx, tenant, analysis) }); err != nil {
+			return false, err
+		}
 	}
 	return true, x.purge(ctx, tenant, analysis, last.Sequence)
 }

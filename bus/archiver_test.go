@@ -47,6 +47,7 @@ func inLog(t testing.TB, b *bus.Bus, id string) int {
 // TestArchive moves an analysis: whoever reads it sees no difference, and the
 // log has nothing of it.
 func TestArchive(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a, other := ended(t, b), ended(t, b)
@@ -104,6 +105,7 @@ func TestArchive(t *testing.T) {
 // TestArchiveLate writes behind archived and imported analyses, and archives
 // that too.
 func TestArchiveLate(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b, elsewhere := start(t), start(t)
 	far := ended(t, elsewhere)
@@ -155,6 +157,7 @@ var errKilled = errors.New("killed")
 // TestArchiveKilled ends a move behind each of its steps: the analysis is whole,
 // its writers find their place, and the next move goes on.
 func TestArchiveKilled(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"written", "verified", "entered", "purged"} {
 		t.Run(step, func(t *testing.T) {
 			ctx := t.Context()
@@ -208,6 +211,7 @@ func TestArchiveKilled(t *testing.T) {
 // TestArchiveFences keeps a writer from an analysis that was moved and written
 // to behind its back.
 func TestArchiveFences(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a := ended(t, b)
@@ -230,6 +234,7 @@ func TestArchiveFences(t *testing.T) {
 // TestArchiveWhileRead moves analyses while others read them, slowly and fast:
 // everybody sees every event, once and in order.
 func TestArchiveWhileRead(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	for round := range 6 {
@@ -272,6 +277,7 @@ func TestArchiveWhileRead(t *testing.T) {
 
 // TestArchiveNotYet leaves alone what somebody still has to do with.
 func TestArchiveNotYet(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	running := newAnalysis(t, b)
@@ -294,6 +300,7 @@ func TestArchiveNotYet(t *testing.T) {
 
 // TestArchivePass moves what is old, by its id and by its last event.
 func TestArchivePass(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a := ended(t, b)
@@ -322,6 +329,7 @@ func TestArchivePass(t *testing.T) {
 // TestArchiveRefusesDamage leaves an analysis in the log whose events are not
 // whole.
 func TestArchiveRefusesDamage(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a := ended(t, b)
@@ -343,6 +351,7 @@ func TestArchiveRefusesDamage(t *testing.T) {
 // TestArchiveWhileFollowed moves an analysis that somebody follows, and writes
 // behind it: the follower misses nothing and sees nothing twice.
 func TestArchiveWhileFollowed(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a := ended(t, b)

@@ -30,6 +30,7 @@ const (
 	kvArchive  = "ARCHIVE"
 	kvRuns     = "RUNS"
 	kvMemo     = "MEMO"
+	kvAttempts = "ATTEMPTS"
 
 	kvAnalyzers = "ANALYZERS"
 	kvProfiles  = "PROFILES"
@@ -42,6 +43,23 @@ const MaxPayload = 2 << 20
 // MaxEvent bounds one event of the log in bytes.
 const MaxEvent = 256 << 10
 
+// Bounds of the dead letters: how many there are under one subject, of which every
+// analyzer has its own, and bytes of what one keeps of its message. All of one
+// analyzer's subjects together have room for much less than everything; under an
+// advisory's there is room for all that its consumer can have given out.
+const (
+	maxLetters = 2048
+	maxLetter  = 64 << 10
+)
+
+// Bounds of the inbox: how many finished tasks of an analyzer wait for the clerk,
+// each of [MaxPayload] at most, and for how many analyzers there is room that have
+// as many. One that floods it does not get it as full as refuses submissions.
+const (
+	maxAnswers  = 256
+	inboxShares = 4
+)
+
 // Time that things may take on the bus.
 const (
 	dupWindow    = 10 * time.Minute // within which a repeated message id is dropped
@@ -49,6 +67,7 @@ const (
 	heartbeatTTL = 15 * time.Second
 	uploadTTL    = 24 * time.Hour
 	memoTTL      = 90 * 24 * time.Hour // then the work is done once more
+	attemptsTTL  = 24 * time.Hour
 )
 
 // Limits size the assets when they are made; those that there are keep the size
@@ -76,6 +95,8 @@ func (l Limits) withDefaults() Limits {
 // streams is the table of everything that stores messages. DiscardNew
 // everywhere: history is never dropped silently, and a full queue says so.
 func (l Limits) streams() []jetstream.StreamConfig {
+	artifacts := objectStream(bucketArtifacts, "artifacts by the sha256 of their bytes", l.Store, 0)
+	artifacts.AllowAtomicPublish = true // for small ones, see [Store.putSmall]
 	return []jetstream.StreamConfig{
 		{
 			Name: streamLog, Description: "everything that happened, in one order",
@@ -87,7 +108,12 @@ func (l Limits) streams() []jetstream.StreamConfig {
 		{
 			Name: streamInbox, Description: "finished tasks on their way to the clerk",
 			Subjects: []string{"in.*.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
-			MaxBytes: l.Log / 4, MaxMsgSize: MaxPayload, Duplicates: dupWindow, AllowAtomicPublish: true,
+			MaxBytes: max(l.Log/4, inboxShares*maxAnswers*MaxPayload), MaxMsgSize: MaxPayload, Duplicates: dupWindow, AllowAtomicPublish: true,
+			// Whoever hands in too much is refused himself, before anybody else:
+			// all of an analyzer's messages lie under one subject, whatever tasks
+			// they name.
+			SubjectTransform:  &jetstream.SubjectTransformConfig{Source: "in.*.*", Destination: "in.{{wildcard(1)}}." + waiting},
+			MaxMsgsPerSubject: maxAnswers, DiscardNewPerSubject: true,
 		},
 		{
 			Name: streamJobs, Description: "submissions that wait for a sandbox",
@@ -101,13 +127,23 @@ func (l Limits) streams() []jetstream.StreamConfig {
 		},
 		{
 			Name: streamDead, Description: "what could not be processed",
-			Subjects:  []string{"dead.*.*", advisoryExceeded + ">", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"},
+			Subjects:  []string{"dead.*.*", "dead.*.*.*", advisoryExceeded + ">", advisoryTerminated + ">"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
 			MaxBytes: 1 << 30, MaxAge: 90 * 24 * time.Hour,
+			// Whoever writes too many drives out his own.
+			MaxMsgsPerSubject: maxLetters, MaxMsgSize: maxLetter + 16<<10,
 		},
-		objectStream(bucketArtifacts, "artifacts by the sha256 of their bytes", l.Store, 0),
+		artifacts,
 		objectStream(bucketReports, "reports by the sha256 of their bytes", l.Store/8, 0),
 		objectStream(bucketArchive, "logs of archived and imported analyses by the sha256 of their files", l.Store/8, 0),
+		{
+			// A KV bucket, as ADR-8 lays it out, of hints: nobody waits until one of
+			// them is on the disk, and none holds the disk up for what somebody does.
+			Name: "KV_" + kvMemo, Description: "which task had the same work to do",
+			Subjects: []string{"$KV." + kvMemo + ".>"}, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
+			MaxBytes: 256 << 20, MaxAge: memoTTL, MaxMsgsPerSubject: 1,
+			AllowRollup: true, AllowDirect: true, DenyDelete: true, PersistMode: jetstream.AsyncPersistMode,
+		},
 	}
 }
 
@@ -116,12 +152,14 @@ func (l Limits) streams() []jetstream.StreamConfig {
 // https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-20.md
 func objectStream(bucket, description string, maxBytes int64, age time.Duration) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: "OBJ_" + bucket, Description: description,
+		Name: objectStreamName(bucket), Description: description,
 		Subjects:  []string{"$O." + bucket + ".C.>", "$O." + bucket + ".M.>"},
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: maxBytes, MaxAge: age,
 		AllowRollup: true, AllowDirect: true,
 	}
 }
+
+func objectStreamName(bucket string) string { return "OBJ_" + bucket }
 
 func (l Limits) buckets() []jetstream.KeyValueConfig {
 	return []jetstream.KeyValueConfig{
@@ -132,7 +170,7 @@ func (l Limits) buckets() []jetstream.KeyValueConfig {
 		{Bucket: kvArchive, Description: "which file of ARC has an analysis that the log has no longer"},
 		{Bucket: kvAnalyzers, Description: "analyzers that are commands of the user's, and those that are removed"},
 		{Bucket: kvProfiles, Description: "which analyzers the operator expects of a profile's analyses"},
-		{Bucket: kvMemo, Description: "which task had the same work to do", TTL: memoTTL, MaxBytes: 256 << 20},
+		{Bucket: kvAttempts, Description: "how often tasks that were given out again have been begun", TTL: attemptsTTL, MaxBytes: 16 << 20},
 		{Bucket: kvRuns, Description: "runs of analyzers over past artifacts: state and list"},
 	}
 }
@@ -147,7 +185,7 @@ func (b *Bus) Reconcile(ctx context.Context, l Limits) error {
 		return err
 	}
 	for _, cfg := range streams[1:] {
-		if err := b.ensureStream(ctx, cfg, replicas); err != nil {
+		if err := withPeers(ctx, func(ctx context.Context) error { return b.ensureStream(ctx, cfg, replicas) }); err != nil {
 			return err
 		}
 	}
@@ -157,11 +195,15 @@ func (b *Bus) Reconcile(ctx context.Context, l Limits) error {
 		if st, err := b.js.Stream(ctx, "KV_"+cfg.Bucket); err == nil {
 			cfg.Replicas = max(replicas, st.CachedInfo().Config.Replicas)
 		}
-		if _, err := b.js.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
+		err := withPeers(ctx, func(ctx context.Context) error {
+			_, err := b.js.CreateOrUpdateKeyValue(ctx, cfg)
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("create bucket %s: %w", cfg.Bucket, err)
 		}
 	}
-	return nil
+	return withPeers(ctx, b.openInbox)
 }
 
 // ensureFirst makes the first stream, and learns by that whether there is a
@@ -175,13 +217,7 @@ func (b *Bus) ensureFirst(ctx context.Context, cfg jetstream.StreamConfig, repli
 			replicas = 3
 		}
 	}
-	err := retry(ctx, func(ctx context.Context) error {
-		err := b.ensureStream(ctx, cfg, replicas)
-		if hasCode(err, codeNoPeers) {
-			return passing{err}
-		}
-		return err
-	})
+	err := withPeers(ctx, func(ctx context.Context) error { return b.ensureStream(ctx, cfg, replicas) })
 	if hasCode(err, codeNoReplicas) { // a cluster's name is all that it has
 		return 1, b.ensureStream(ctx, cfg, 1)
 	}
@@ -191,9 +227,25 @@ func (b *Bus) ensureFirst(ctx context.Context, cfg jetstream.StreamConfig, repli
 	return replicas, err
 }
 
+// withPeers makes an asset of a cluster, and waits for servers that there are too
+// few of: one that is slow for a moment counts as away.
+func withPeers(ctx context.Context, make func(ctx context.Context) error) error {
+	return retry(ctx, func(ctx context.Context) error {
+		err := make(ctx)
+		if hasCode(err, codeNoPeers) {
+			return passing{err}
+		}
+		return err
+	})
+}
+
 // replicas is how many the log has: what is made later has as many.
 func (b *Bus) replicas(ctx context.Context) (int, error) {
-	st, err := b.js.Stream(ctx, streamLog)
+	var st jetstream.Stream
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		st, err = b.js.Stream(ctx, streamLog)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("look at the log: %w", err)
 	}
@@ -207,6 +259,16 @@ func (b *Bus) ensureStream(ctx context.Context, cfg jetstream.StreamConfig, repl
 		have := st.CachedInfo().Config
 		cfg.MaxBytes = max(cfg.MaxBytes, have.MaxBytes)
 		cfg.Replicas = max(replicas, have.Replicas)
+		if have.PersistMode != jetstream.AsyncPersistMode {
+			cfg.PersistMode = have.PersistMode // the server changes none
+		} else if cfg.Replicas > 1 { // nor copies what is written so: these are hints
+			if err := b.js.DeleteStream(ctx, cfg.Name); err != nil {
+				return fmt.Errorf("make stream %s anew: %w", cfg.Name, err)
+			}
+		}
+	}
+	if cfg.Replicas > 1 {
+		cfg.PersistMode = jetstream.DefaultPersistMode
 	}
 	_, err := b.js.CreateOrUpdateStream(ctx, cfg)
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another program was faster

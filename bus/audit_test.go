@@ -40,6 +40,7 @@ func sampled(t *testing.T, b *bus.Bus) (a *analysis, big schemas.Digest) {
 // TestAudit damages a store in one way after the other: the damage is found, and
 // the analysis that it is done to is named.
 func TestAudit(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name    string
 		archive bool
@@ -93,12 +94,16 @@ func TestAudit(t *testing.T) {
 					t.Errorf("deep %v: %+v in %+v, not %q of %s", deep, found, res, tt.want, a.id)
 				}
 			}
+			if !tt.archive { // then the log has it no longer
+				account(t, b, a)
+			}
 		})
 	}
 }
 
 // TestAuditOrphans finds chunks that no record names, once they are old.
 func TestAuditOrphans(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	d, _, err := b.Artifacts().Put(t.Context(), "test", strings.NewReader("something"))
 	if err != nil {

@@ -27,7 +27,7 @@ type batchMsg struct {
 
 // newBatchMsg encodes an event for a subject of the log.
 func newBatchMsg(subject string, e schemas.Event, first bool) (batchMsg, error) {
-	body, err := json.Marshal(e)
+	body, err := e.Encode()
 	if err != nil {
 		return batchMsg{}, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}

@@ -4,9 +4,11 @@ package bus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +18,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/bus/auth"
 )
 
 // A Bus is a connection to Petri's server. It is safe for concurrent use and
@@ -25,6 +29,7 @@ type Bus struct {
 	js jetstream.JetStream
 
 	encoder *zstd.Encoder // for any number of frames at a time
+	decoder *zstd.Decoder // likewise
 	frames  sync.Pool     // of *[frameSize]byte
 	now     func() time.Time
 
@@ -32,11 +37,13 @@ type Bus struct {
 
 	mu        sync.Mutex
 	lost      time.Time                     // when the connection was lost; zero while there is one
+	owing     time.Time                     // when what the server has not answered was asked; zero: it answers
 	log       *slog.Logger                  // nil: nothing is logged
 	consumers map[string]jetstream.Consumer // that have been looked up, by stream and name
 
 	denied   denials
 	stepwise bool   // may not make consumers
+	user     string // who this is to the server, by its credentials; empty: there are none
 	tenant   string // whose user this is, who asks the desk; empty: no tenant's
 
 	absentGrace time.Duration
@@ -44,8 +51,9 @@ type Bus struct {
 	endingAgain time.Duration // see the constant
 	holds       *holds
 
-	artifacts, answers *group // announcements to the log, finished tasks to the inbox
-	quit               func() // ends them
+	artifacts, answers, small *group       // announcements to the log, finished tasks to the inbox, objects of one chunk
+	quit                      func()       // ends them
+	together                  atomic.Int32 // finished tasks that the clerk takes in one message
 }
 
 // Connect connects to a server. name shows in the server's own lists.
@@ -54,11 +62,11 @@ func Connect(ctx context.Context, a Address, name string) (*Bus, error) {
 }
 
 func connect(ctx context.Context, a Address, name string, in *server.Server) (*Bus, error) {
-	b := &Bus{absentGrace: absentGrace, leaseEvery: leaseTTL / 4, endingAgain: endingAgain, holds: newHolds(), encoder: newEncoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}, now: time.Now}
+	b := &Bus{absentGrace: absentGrace, leaseEvery: leaseTTL / 4, endingAgain: endingAgain, holds: newHolds(), encoder: newEncoder(), decoder: newDecoder(), frames: sync.Pool{New: func() any { return new([frameSize]byte) }}, now: time.Now}
 	opts := []nats.Option{
 		nats.Name("petri " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),
-		nats.Timeout(5 * time.Second), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.Timeout(dialTimeout), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
 		// A publish that finds no connection fails at once: the caller decides
 		// what to do meanwhile.
 		nats.ReconnectBufSize(-1),
@@ -69,17 +77,29 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 	if in != nil {
 		opts = append(opts, nats.InProcessServer(in))
 	}
-	auth, user, err := a.auth()
+	who, user, err := a.auth()
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts, auth...)
+	opts, b.user = append(opts, who...), user
 	if tenant, ok := strings.CutPrefix(user, "user-"); ok {
 		b.tenant = tenant
 	}
-	b.stepwise = b.tenant != "" || strings.HasPrefix(user, "analyzer-")
+	b.stepwise = b.tenant != "" || user == string(auth.Reporter) || user == string(auth.Clerk) || strings.HasPrefix(user, string(auth.Analyzer)+"-")
 	if b.nc, err = nats.Connect(a.URL, opts...); err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
+		err = fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
+		var network *net.OpError
+		var stranger *tls.CertificateVerificationError
+		switch {
+		case errors.As(err, &stranger):
+			err = fmt.Errorf("%w (name the authority of its certificate: --ca FILE)", err)
+		case errors.Is(err, nats.ErrNoServers), errors.As(err, &network):
+			err = fmt.Errorf("%w (%w: is one up there, and are address and port right?)", err, ErrUnreachable)
+		}
+		if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
+			err = fmt.Errorf("%w: the server takes no such credentials: there are none (--creds FILE), or they have expired or were revoked (new ones: petri bus user)", err)
+		}
+		return nil, err
 	}
 	if b.nc.MaxPayload() < MaxPayload {
 		b.nc.Close()
@@ -98,17 +118,29 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 	})
 	if err != nil {
 		b.nc.Close()
-		return nil, fmt.Errorf("ask the NATS server for JetStream: %w (is JetStream enabled?)", err)
+		return nil, noJetStream(err)
 	}
 	if info.API.Level < minAPILevel {
 		b.nc.Close()
 		return nil, fmt.Errorf("the NATS server's JetStream API has level %d; Petri needs %d (nats-server 2.12 or newer)", info.API.Level, minAPILevel)
 	}
 	groups, quit := context.WithCancel(context.Background())
-	b.artifacts, b.answers, b.quit = newGroup(b), newGroup(b), quit
-	go b.artifacts.run(groups)
-	go b.answers.run(groups)
+	b.artifacts, b.answers, b.small, b.quit = newGroup(b), newGroup(inboxLog{b}), newGroup(b), quit
+	for _, g := range []*group{b.artifacts, b.answers, b.small} {
+		go g.run(groups)
+	}
 	return b, nil
+}
+
+// noJetStream says why a server has no log for who asks.
+func noJetStream(err error) error {
+	switch {
+	case errors.Is(err, ErrDenied):
+		return fmt.Errorf("these credentials are for live messages only, and the log is not for them: %w; follow them with any NATS client (docs/live.md), or name other credentials (--creds FILE)", ErrDenied)
+	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("the NATS server keeps no streams: %w (add jetstream {} to its configuration, or begin with petri bus init, whose servers do)", err)
+	}
+	return fmt.Errorf("ask the NATS server for its streams: %w (is it up, and has its cluster more than half of its servers?)", err)
 }
 
 // minAPILevel is that of nats-server 2.12, which has atomic batches.
@@ -137,12 +169,9 @@ func (b *Bus) LogTo(log *slog.Logger) {
 	b.log = log
 }
 
-// Slow counts how often this process has been too slow for what it subscribed
-// to, so that messages were dropped. What comes out of a stream is given out
-// again; of a live view they are lost.
-func (b *Bus) Slow() uint64 { return b.slow.Load() }
-
-// asyncError takes the errors that no call returns.
+// asyncError takes the errors that no call returns. Of what this process is too
+// slow for messages are dropped: what comes out of a stream is given out again; of
+// a live view they are lost.
 func (b *Bus) asyncError(_ *nats.Conn, sub *nats.Subscription, err error) {
 	b.denied.note(err)
 	b.mu.Lock()
@@ -173,6 +202,34 @@ func (b *Bus) Away() time.Duration {
 		return 0
 	}
 	return time.Since(b.lost)
+}
+
+// Silent is how long the server has not answered what it is asked, be it away or
+// without a leader; zero while it answers.
+func (b *Bus) Silent() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	since := b.lost
+	if since.IsZero() || !b.owing.IsZero() && b.owing.Before(since) {
+		since = b.owing
+	}
+	if since.IsZero() {
+		return 0
+	}
+	return time.Since(since)
+}
+
+// answered notes how a request ended that began then.
+func (b *Bus) answered(asked time.Time, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case errors.Is(err, context.Canceled): // nobody waited for the answer
+	case err == nil || !transient(err):
+		b.owing = time.Time{}
+	case b.owing.IsZero():
+		b.owing = asked
+	}
 }
 
 // consumer looks a consumer up, once.
@@ -238,11 +295,14 @@ func retryFor(ctx context.Context, each time.Duration, f func(ctx context.Contex
 			return err
 		}
 		if time.Since(begin) > patience {
-			return fmt.Errorf("the NATS server has not answered for %s: %w", patience, err)
+			if isPassing(err) {
+				return fmt.Errorf("tried for %s: %w", patience, err)
+			}
+			return fmt.Errorf("the NATS server has not answered for %s: %w (is it up, and of a cluster more than half?)", patience, err)
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		case <-time.After(wait):
 			wait = min(2*wait, time.Second)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -60,6 +61,8 @@ type analysis struct {
 	b  *bus.Bus
 	w  *bus.ContextWriter
 	id string
+
+	books faults.Books // what was acknowledged of it
 }
 
 func newAnalysis(t testing.TB, b *bus.Bus) *analysis {
@@ -82,6 +85,7 @@ func (a *analysis) event(data schemas.Typed) {
 	if err := a.w.Write(context.Background(), e); err != nil {
 		a.t.Fatal(err)
 	}
+	a.books.Ack(e.ID)
 }
 
 // artifact stores and announces bytes.
@@ -100,6 +104,7 @@ func (a *analysis) artifact(kind schemas.Kind, text string, occurrence int) sche
 	if err := a.b.PublishArtifact(ctx, e, &art); err != nil {
 		a.t.Fatal(err)
 	}
+	a.books.Ack(e.ID)
 	return d
 }
 
@@ -115,4 +120,52 @@ func (a *analysis) names() []string {
 		a.t.Fatal(err)
 	}
 	return out
+}
+
+// account reports what a test has cost the analyses that it wrote.
+func account(t testing.TB, b *bus.Bus, list ...*analysis) {
+	t.Helper()
+	var books []*faults.Books
+	for _, a := range list {
+		books = append(books, &a.books)
+	}
+	faults.Account(context.Background(), t, b.JetStream(), "", books...)
+}
+
+// TestBooks has the books find what is lost, doubled and wrong.
+func TestBooks(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	a := newAnalysis(t, b)
+	a.artifact(schemas.KindSample, "the sample", 0)
+	a.event(schemas.StartAnalysis{})
+	audit := func(want faults.Figures) {
+		t.Helper()
+		got, err := faults.Audit(t.Context(), b.JetStream(), &a.books)
+		if err != nil || got != want {
+			t.Errorf("%+v, not %+v: %v", got, want, err)
+		}
+	}
+	audit(faults.Figures{Acked: 2})
+	if err := a.books.Complete(t.Context(), b.JetStream(), a.id); err != nil {
+		t.Fatal(err)
+	}
+	audit(faults.Figures{Acked: 2, Wrong: 1})
+	finish(t, b, next(t, b, "static"), schemas.FinishedTask{})
+	if missing := a.wait(20 * time.Second); len(missing) > 0 { // this claim is right
+		t.Fatalf("missing: %+v", missing)
+	}
+	audit(faults.Figures{Acked: 2, Wrong: 1})
+	a.books.Ack(a.id + "/context/9")
+	audit(faults.Figures{Acked: 3, Lost: 1, Wrong: 1})
+	err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error { // once more, by somebody who writes what he likes
+		_, err := b.JetStream().Publish(t.Context(), e.Subject, e.Body)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	audit(faults.Figures{Acked: 3, Lost: 1, Doubled: 3, Wrong: 1})
 }

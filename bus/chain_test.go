@@ -153,6 +153,7 @@ func (c *chainModel) check(t *testing.T, l link, seq uint64, err error) {
 // TestChain has a writer, whose last event is the third, meet what may come
 // between it and the log.
 func TestChain(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		what   string
 		known  int // to the old leader
@@ -199,6 +200,7 @@ func times(n int, s string) []string {
 // TestChainUnknown has nobody but the old leader answer: nobody knows then, and
 // the writer is not told that it was overtaken.
 func TestChainUnknown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := &chainModel{first: 1, stored: []link{{id: "0"}, {id: "1"}}, known: 1, chance: func() string { return metOld }}
 		begin := time.Now()
@@ -211,6 +213,7 @@ func TestChainUnknown(t *testing.T) {
 
 // TestChainWalks leaves to chance what meets a writer of many events.
 func TestChainWalks(t *testing.T) {
+	t.Parallel()
 	written, fenced, archived := 0, 0, 0
 	for seed := range uint64(2000) {
 		synctest.Test(t, func(t *testing.T) {

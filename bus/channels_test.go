@@ -13,6 +13,7 @@ import (
 // TestSubjectsAreDocumented holds the subjects that are used to the list that
 // strangers are given.
 func TestSubjectsAreDocumented(t *testing.T) {
+	t.Parallel()
 	id := schemas.NewID(time.Now())
 	d := schemas.Sum([]byte("x"))
 	task := schemas.TaskRef{Tenant: "default", Analysis: id, Run: schemas.LiveRun, Analyzer: "yara", SHA256: &d, Kind: schemas.KindSample}
@@ -25,6 +26,7 @@ func TestSubjectsAreDocumented(t *testing.T) {
 		"artifacts":       artifactSubject("default", id, &schemas.Artifact{Kind: schemas.KindSample, SHA256: d}),
 		"findings":        findingSubject(task, schemas.SeverityHigh, 2),
 		"refindings":      findingSubject(again, schemas.SeverityHigh, 2),
+		"derivations":     derivationsOf(again, schemas.KindExtracted, d) + ".0",
 		"receipts":        receiptSubject(again),
 		"reports":         reportSubject("default", id, "json"),
 		"checkpoints":     checkpointSubject("default", id, 41),

@@ -27,14 +27,26 @@ type errRefused struct{ error }
 
 func refuse(format string, args ...any) error { return errRefused{fmt.Errorf(format, args...)} }
 
+// readFinished reads what was handed in. If that names its task, but is wrong
+// otherwise, the error is an [errRefused] and the task is returned.
 func readFinished(m jetstream.Msg) (schemas.FinishedTask, time.Time, error) {
 	var f schemas.FinishedTask
 	e, err := schemas.ParseEvent(m.Data())
-	if err == nil {
-		err = e.Decode(&f)
+	if err == nil && e.Type != f.EventType() {
+		err = fmt.Errorf("it is a %.80q, not a %s", e.Type, f.EventType())
 	}
 	if err != nil {
 		return f, time.Time{}, err
+	}
+	wrong := schemas.Decode(e.Data, &f, true)
+	if wrong != nil { // only then it is looked at more closely
+		var named struct {
+			Task schemas.TaskRef `json:"task"`
+		}
+		if err := schemas.Decode(e.Data, &named, false); err != nil {
+			return f, time.Time{}, err
+		}
+		f, wrong = schemas.FinishedTask{Task: named.Task}, errRefused{whatIsWrong(e.Data, wrong)}
 	}
 	t := f.Task
 	if err := checkTokens(t.Tenant, t.Analysis); err != nil {
@@ -53,10 +65,42 @@ func readFinished(m jetstream.Msg) (schemas.FinishedTask, time.Time, error) {
 	}
 	// The subject is what the server lets the analyzer write to; the body is
 	// only its word.
-	if m.Subject() != inboxSubject(t) {
+	if inboxAnalyzer(m.Subject()) != t.Analyzer {
 		return f, time.Time{}, fmt.Errorf("task of %s handed in under %s", t.Analyzer, m.Subject())
 	}
-	return f, e.Time, nil
+	return f, e.Time, wrong
+}
+
+// whatIsWrong names the field of a finished task that is wrong, and of a list its
+// place, where the error that decoding it gave does not.
+func whatIsWrong(data []byte, err error) error {
+	var lists struct {
+		Findings json.RawMessage `json:"findings"`
+		Derived  json.RawMessage `json:"derived"`
+	}
+	if json.Unmarshal(data, &lists) != nil {
+		return err
+	}
+	if err := inList("finding", lists.Findings, new(schemas.Finding)); err != nil {
+		return err
+	}
+	if err := inList("derived artifact", lists.Derived, new(schemas.Derived)); err != nil {
+		return err
+	}
+	return err
+}
+
+func inList(what string, text json.RawMessage, into any) error {
+	var list []json.RawMessage
+	if len(text) > 0 && json.Unmarshal(text, &list) != nil {
+		return fmt.Errorf("%ss: that is no JSON list", what)
+	}
+	for i, text := range list {
+		if err := schemas.Decode(text, into, true); err != nil {
+			return fmt.Errorf("%s %d: %w", what, i, err)
+		}
+	}
+	return nil
 }
 
 // open checks that the task exists: the log has announced its artifact, or

@@ -20,7 +20,8 @@ import (
 
 const (
 	clerkParallel = 256      // finished tasks in work at once
-	clerkAhead    = 64 << 20 // bytes of finished tasks that wait in the clerk
+	clerkMessages = 16       // messages of up to maxTogether finished tasks that wait in the clerk
+	clerkAhead    = 64 << 20 // bytes of these
 	clerkHeavy    = 8        // of those in work, how many may move bytes
 )
 
@@ -39,6 +40,7 @@ type Clerk struct {
 	endings *asks
 	heavy   chan struct{} // one element per task that moves bytes
 	tallies *tallies
+	letters *letters
 	limits  deriveLimits
 	known   sync.Map           // registrations, by the analyzer's name
 	step    func(string) error // of tests: called between two steps; an error is a crash there
@@ -47,22 +49,34 @@ type Clerk struct {
 	surplus atomic.Uint64 // wrong answers to tasks that were done already
 }
 
-// Orphans counts the answers that came after their analysis had been deleted.
-func (c *Clerk) Orphans() uint64 { return c.orphans.Load() }
-
 // NewClerk returns a clerk that logs to log.
 func NewClerk(b *Bus, log *slog.Logger) *Clerk {
 	return &Clerk{
 		b: b, ledger: b, log: log, group: newGroup(b), endings: newAsks(), heavy: make(chan struct{}, clerkHeavy), step: func(string) error { return nil },
-		tallies: newTallies(), limits: defaultDeriveLimits,
+		tallies: newTallies(), letters: newLetters(), limits: defaultDeriveLimits,
 	}
+}
+
+// clerkName names the consumer that all clerks share.
+const clerkName = "clerk"
+
+// openInbox makes that consumer: a clerk may make none.
+func (b *Bus) openInbox(ctx context.Context) error {
+	_, err := b.js.CreateOrUpdateConsumer(ctx, streamInbox, jetstream.ConsumerConfig{
+		Durable: clerkName, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: 1000,
+	})
+	if err != nil {
+		return fmt.Errorf("open the inbox: %w", err)
+	}
+	return nil
 }
 
 // Run works until ctx is done.
 func (c *Clerk) Run(ctx context.Context) error {
-	cons, err := c.b.js.CreateOrUpdateConsumer(ctx, streamInbox, jetstream.ConsumerConfig{
-		Durable: "clerk", AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: 1000,
-	})
+	cons, err := c.b.js.Consumer(ctx, streamInbox, clerkName)
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
+		err = fmt.Errorf("%w: nothing has made it on this server yet (start petri bus run first, with the credentials of bus)", err)
+	}
 	if err != nil {
 		return fmt.Errorf("open the inbox: %w", err)
 	}
@@ -71,14 +85,22 @@ func (c *Clerk) Run(ctx context.Context) error {
 	running.Go(func() { c.group.run(ctx) })
 	slots := make(chan struct{}, clerkParallel)
 	err = consume(ctx, cons, func(m jetstream.Msg) {
-		stop := keep(m)
-		slots <- struct{}{}
-		running.Go(func() {
-			defer func() { <-slots }()
-			defer stop()
-			c.handle(ctx, m)
-		})
-	}, jetstream.PullMaxMessagesWithBytesLimit(clerkParallel, clerkAhead))
+		stop, tasks := keep(m), handedIn(m)
+		var left atomic.Int32
+		left.Store(int32(len(tasks)))
+		for _, m := range tasks {
+			slots <- struct{}{}
+			running.Go(func() {
+				defer func() { <-slots }()
+				defer func() {
+					if left.Add(-1) == 0 {
+						stop()
+					}
+				}()
+				c.handle(ctx, m)
+			})
+		}
+	}, jetstream.PullMaxMessagesWithBytesLimit(clerkMessages, clerkAhead))
 	cancel()
 	running.Wait()
 	return fmt.Errorf("read the inbox: %w", err)
@@ -86,13 +108,15 @@ func (c *Clerk) Run(ctx context.Context) error {
 
 func (c *Clerk) handle(ctx context.Context, m jetstream.Msg) {
 	f, at, err := readFinished(m)
-	if err != nil { // it does not even name its task
-		c.log.Warn("finished task refused", "subject", m.Subject(), "error", err)
-		c.b.bury(streamInbox, "clerk", m, err)
+	var refused errRefused
+	if err != nil && !errors.As(err, &refused) { // it does not even name its task
+		c.log.Debug("finished task refused", "subject", m.Subject(), "error", err)
+		c.bury(m, err)
 		return
 	}
-	err = c.commit(ctx, f, at, deliveries(m) > 1)
-	var refused errRefused
+	if err == nil {
+		err = c.commit(ctx, f, at, deliveries(m) > 1)
+	}
 	if errors.Is(err, errDied) {
 		return
 	}
@@ -268,7 +292,7 @@ func (c *Clerk) refused(ctx context.Context, m jetstream.Msg, f schemas.Finished
 	if c.step("bury") != nil {
 		return
 	}
-	c.b.bury(streamInbox, "clerk", m, why)
+	c.bury(m, why)
 }
 
 // refusal is what the error of a receipt begins with whose analyzer was not

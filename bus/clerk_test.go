@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -109,6 +110,7 @@ func readCommitted(t *testing.T, b *bus.Bus) committed {
 // that are done already, that are wrong, and that derived the same bytes: all
 // others are committed with few batches.
 func TestGroup(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	register(t, b, "static", schemas.KindSample)
 	a := newAnalysis(t, b)
@@ -271,8 +273,10 @@ func TestAnswersExactlyOnce(t *testing.T) {
 		return rnd.IntN(n)
 	}
 	stop := []func(){clerkWith(t, b, crash), clerkWith(t, b, crash)}
+	var all []*analysis
 	for round := range 4 {
 		a := newAnalysis(t, b)
+		all = append(all, a)
 		for _, name := range names {
 			for i, ref := range a.refs(name, 20) {
 				f := schemas.FinishedTask{}
@@ -301,13 +305,18 @@ func TestAnswersExactlyOnce(t *testing.T) {
 		t.Errorf("more than once: %v", c.twice)
 	}
 	sum := 0
+	figures := faults.Figures{Note: "answers"}
 	for key, n := range want {
 		sum += n
+		figures.Acked += n
 		r, ok := c.receipts[key]
 		if !ok || r.Findings != n {
 			t.Errorf("task %s with %d findings: receipt %v %+v", key, n, ok, r)
+			figures.Lost += n
 		}
 	}
+	figures.Report(t)
+	account(t, b, all...)
 	if len(c.receipts) != len(want) || len(c.findings) != sum {
 		t.Errorf("%d receipts and %d findings, not %d and %d", len(c.receipts), len(c.findings), len(want), sum)
 	}

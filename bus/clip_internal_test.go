@@ -11,6 +11,7 @@ import (
 
 // What is cut is the same after it has been through JSON, and as long as it may be.
 func TestClip(t *testing.T) {
+	t.Parallel()
 	for _, s := range []string{"", "short", strings.Repeat("a", 20), strings.Repeat("ü", 20), strings.Repeat("日本", 9), "a" + strings.Repeat("🐟", 9)} {
 		for n := range 20 {
 			got := clipString(s, n)

@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/schemas"
@@ -108,13 +110,14 @@ func replicas(t *testing.T, b *bus.Bus, stream string) int {
 }
 
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	b := cluster(t, 3)
 	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	registrar(t, b)
 	register(t, b, "static", schemas.KindSample)
-	assets := []string{"LOG", "INBOX", "JOBS", "OBJ_ART", "OBJ_UP-static", "KV_LEASE"}
+	assets := []string{"LOG", "INBOX", "JOBS", "OBJ_ART", "OBJ_UP-static", "KV_LEASE", "KV_MEMO"}
 	for _, stream := range assets {
 		if n := replicas(t, b, stream); n != 3 {
 			t.Errorf("%s has %d replicas", stream, n)
@@ -130,6 +133,7 @@ func TestCluster(t *testing.T) {
 	}
 	t.Run("one writer", func(t *testing.T) { oneWriter(t, b) })
 	t.Run("the same bytes twice", func(t *testing.T) { sameBytes(t, b) })
+	t.Run("the same small bytes by many", func(t *testing.T) { sameSmall(t, b) })
 	t.Run("task", func(t *testing.T) {
 		clerk(t, b)
 		a := newAnalysis(t, b)
@@ -145,6 +149,7 @@ func TestCluster(t *testing.T) {
 // A cluster with too few servers may be starting: fewer copies are made only
 // where somebody asks for them.
 func TestSmallCluster(t *testing.T) {
+	t.Parallel()
 	b := cluster(t, 2)
 	limits := bus.Limits{Log: 64 << 20, Store: 256 << 20}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -159,10 +164,47 @@ func TestSmallCluster(t *testing.T) {
 	if n := replicas(t, b, "LOG"); n != 1 {
 		t.Errorf("%d replicas", n)
 	}
+	limits.Replicas = 2
+	if err := b.Reconcile(t.Context(), limits); err != nil {
+		t.Fatal(err)
+	}
+	for _, stream := range []string{"LOG", "KV_MEMO"} {
+		if n := replicas(t, b, stream); n != 2 {
+			t.Errorf("%s has %d replicas", stream, n)
+		}
+	}
+}
+
+// The hints of an older Petri's server, each of which it waits for, stay so.
+func TestOlderMemo(t *testing.T) {
+	t.Parallel()
+	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	b, err := s.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	kv, err := b.JetStream().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "MEMO", TTL: 90 * 24 * time.Hour, MaxBytes: 256 << 20, Storage: jetstream.FileStorage})
+	if err == nil {
+		_, err = kv.Put(t.Context(), "key", []byte("hint"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := kv.Get(t.Context(), "key"); err != nil || string(e.Value()) != "hint" {
+		t.Errorf("%v %v", e, err)
+	}
 }
 
 // oneWriter has two writers of an analysis, of which the first must notice.
-func oneWriter(t *testing.T, b *bus.Bus) {
+func oneWriter(t *testing.T, b *bus.Bus) *analysis {
 	a := newAnalysis(t, b)
 	a.event(schemas.Custom{Name: "mine"})
 	second, err := b.OpenContext(t.Context(), "default", a.id)
@@ -177,7 +219,11 @@ func oneWriter(t *testing.T, b *bus.Bus) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return w.Write(t.Context(), e)
+		err = w.Write(t.Context(), e)
+		if err == nil {
+			a.books.Ack(e.ID)
+		}
+		return err
 	}
 	if err := write(second, "theirs"); err != nil {
 		t.Fatal(err)
@@ -189,6 +235,37 @@ func oneWriter(t *testing.T, b *bus.Bus) {
 	}
 	if got := fmt.Sprint(a.names()); got != "[context mine context theirs]" {
 		t.Errorf("events %s", got)
+	}
+	return a
+}
+
+// sameSmall has two processes put the same bytes at a time, in batches of which each
+// finds the other's on its way.
+func sameSmall(t *testing.T, b *bus.Bus) {
+	other, err := bus.Connect(t.Context(), bus.Address{URL: b.JetStream().Conn().ConnectedUrl()}, "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for round := range 10 {
+		want := schemas.Sum(fmt.Append(nil, "round ", round))
+		var all sync.WaitGroup
+		for n := range 24 {
+			all.Go(func() {
+				data := fmt.Append(nil, "round ", round)
+				if n%3 == 0 { // or others, so that there are batches of several
+					data = fmt.Append(data, "/", n)
+				}
+				d, _, err := []*bus.Bus{b, other}[n%2].Artifacts().PutBytes(t.Context(), schemas.KindDropped, data)
+				if err != nil || d != schemas.Sum(data) {
+					t.Errorf("%s: %v, %v", data, d, err)
+				}
+			})
+		}
+		all.Wait()
+		if got, err := b.Artifacts().ReadAll(t.Context(), want, 100); err != nil || string(got) != fmt.Sprint("round ", round) {
+			t.Errorf("%q, %v", got, err)
+		}
 	}
 }
 

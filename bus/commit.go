@@ -15,11 +15,6 @@ import (
 func (c *Clerk) messages(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact, at time.Time) ([]batchMsg, error) {
 	var msgs []batchMsg
 	next := map[string]int{}
-	if f.Task.Run != schemas.LiveRun {
-		// An announcement would give every analyzer that follows analyses a
-		// task: what a run derives is not announced.
-		f.Derived = nil
-	}
 	for i := range f.Derived {
 		m, err := c.derived(ctx, f, parent, i, at, next)
 		if err != nil {
@@ -51,6 +46,9 @@ func depth(parent *schemas.Artifact) int {
 // had are announced again, as another occurrence, but derived no further:
 // their task is done or open, whatever they were derived from. next has the
 // numbers of this task's own occurrences.
+//
+// An announcement would give every analyzer that follows analyses a task. What
+// a run derives is no announcement: only its driver makes tasks of it.
 func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact, i int, at time.Time, next map[string]int) (batchMsg, error) {
 	d := f.Derived[i]
 	a := schemas.Artifact{
@@ -58,6 +56,9 @@ func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *sc
 		Parent: f.Task.SHA256, Analyzer: f.Task.Analyzer, Depth: depth(parent),
 	}
 	subject := artifactsOf(f.Task.Tenant, f.Task.Analysis, string(d.Kind), d.SHA256)
+	if f.Task.Run != schemas.LiveRun {
+		subject, a.Run = derivationsOf(f.Task, d.Kind, d.SHA256), f.Task.Run
+	}
 	if _, ok := next[subject]; !ok {
 		var err error
 		if next[subject], err = nextOccurrence(ctx, c.ledger, subject); err != nil {
@@ -66,11 +67,16 @@ func (c *Clerk) derived(ctx context.Context, f *schemas.FinishedTask, parent *sc
 	}
 	a.Occurrence = next[subject]
 	next[subject]++
-	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, a.ID(f.Task.Analysis), at, schemas.OriginHost, a)
+	id, data := a.ID(f.Task.Analysis), schemas.Typed(a)
+	if a.Run != "" {
+		x := schemas.Derivation{Task: f.Task, Artifact: a}
+		id, data = x.ID(), x
+	}
+	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, id, at, schemas.OriginHost, data)
 	if err != nil {
 		return batchMsg{}, err
 	}
-	return checkedMsg("derived artifact "+strconv.Itoa(i), artifactSubject(f.Task.Tenant, f.Task.Analysis, &a), e, true)
+	return checkedMsg("derived artifact "+strconv.Itoa(i), subject+"."+strconv.Itoa(a.Occurrence), e, true)
 }
 
 func taskID(t schemas.TaskRef, what string) string {

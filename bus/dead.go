@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,19 +28,21 @@ type DeadLetter struct {
 	Reason   string    `json:"reason"`
 	Time     time.Time `json:"time"`
 	Size     int       `json:"size"` // bytes of the message
-	Body     []byte    `json:"-"`
+	Body     []byte    `json:"-"`    // of a large one only the beginning
 
 	seq uint64 // of the message, where it still lies in its stream
 }
 
-// Prefixes of the server's advisories that the stream DEAD keeps.
+// Prefixes of the server's advisories that the stream DEAD keeps: a message was
+// given out too often, or whoever took it has ended it. Stream and consumer follow.
 // https://docs.nats.io/running-a-nats-service/nats_admin/monitoring/monitoring_jetstream
 const (
-	advisoryDeliveries = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
+	advisoryExceeded   = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
 	advisoryTerminated = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED."
 )
 
 // advisory is what an advisory says of a message.
+// https://github.com/nats-io/nats-server/blob/main/server/jetstream_events.go
 type advisory struct {
 	Stream     string `json:"stream"`
 	Consumer   string `json:"consumer"`
@@ -106,10 +109,13 @@ func (b *Bus) DeadLetter(ctx context.Context, id uint64) (DeadLetter, error) {
 func (b *Bus) deadLetter(ctx context.Context, m *jetstream.RawStreamMsg) (DeadLetter, error) {
 	d := DeadLetter{ID: m.Sequence, Time: m.Time.UTC()}
 	terminated := strings.HasPrefix(m.Subject, advisoryTerminated)
-	if !terminated && !strings.HasPrefix(m.Subject, advisoryDeliveries) {
-		rest := strings.SplitN(strings.TrimPrefix(m.Subject, "dead."), ".", 2)
-		d.Stream, d.Consumer = rest[0], rest[len(rest)-1]
+	if !terminated && !strings.HasPrefix(m.Subject, advisoryExceeded) {
+		rest := strings.Split(m.Subject, ".") // dead.<stream>.<consumer>, and of the inbox .<analyzer>
+		d.Stream, d.Consumer = rest[1], rest[2]
 		d.Subject, d.Reason, d.Body, d.Size = m.Header.Get("Petri-Subject"), m.Header.Get("Petri-Error"), m.Data, len(m.Data)
+		if n, err := strconv.Atoi(m.Header.Get("Petri-Size")); err == nil && n > d.Size {
+			d.Size = n
+		}
 		return d, nil
 	}
 	var a advisory
@@ -154,6 +160,8 @@ func (b *Bus) RetryDead(ctx context.Context, id uint64) error {
 		prefix += strings.TrimSuffix(analyzer, "-run") + "."
 	}
 	switch {
+	case d.seq == 0 && d.Size > len(d.Body):
+		return fmt.Errorf("dead letter %d: of %d bytes only %d were kept (have it sent again by who has sent it, of an analyzer's answer: petri replay, then petri dead drop %d)", id, d.Size, len(d.Body), id)
 	case d.Stream == streamLog:
 		return fmt.Errorf("dead letter %d is a fact of the log, which stays there: %s, then drop the letter (petri dead drop %d)", id, remedy(d), id)
 	case d.Stream == streamRuns && d.seq != 0 && d.Subject == "":

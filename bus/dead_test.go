@@ -32,6 +32,7 @@ func deadLetters(t *testing.T, b *bus.Bus) []bus.DeadLetter {
 // TestDeadLetters has an answer refused, because its analyzer is not registered
 // yet, and tried again when it is.
 func TestDeadLetters(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	a := newAnalysis(t, b)
@@ -73,6 +74,7 @@ func TestDeadLetters(t *testing.T) {
 
 // TestRetryAnswered keeps a letter whose task has been answered meanwhile.
 func TestRetryAnswered(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	register(t, b, "static", schemas.KindSample)
 	clerk(t, b)
@@ -95,6 +97,7 @@ func TestRetryAnswered(t *testing.T) {
 // TestTerminated has whoever took a message end it: the server's word of that is
 // a dead letter, unless the message was moved to them.
 func TestTerminated(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	register(t, b, "static", schemas.KindSample)
 	a := newAnalysis(t, b)

@@ -168,17 +168,11 @@ func (b *Bus) deletable(ctx context.Context, tenant, analysis string) (schemas.T
 			return t, err
 		}
 	}
-	waits := false
-	err = b.Queued(ctx, func(q QueuedJob) error {
-		for n := range q.Submission.Options.Retries + 1 {
-			waits = waits || q.Submission.Tenant == tenant && schemas.AttemptID(q.Submission.ID, n+1) == analysis
-		}
-		return nil
-	})
+	job, _, err := b.queuedAs(ctx, tenant, analysis)
 	if err != nil {
 		return t, err
 	}
-	if waits {
+	if job != nil {
 		return t, fmt.Errorf("delete %s: %w: its submission is still in the queue (end it first: petri cancel %s; or wait: petri watch %s)", analysis, ErrRunning, analysis, analysis)
 	}
 	hot, err := b.countEvents(ctx, AnalysisSubject(tenant, analysis), a.Last+1)
@@ -244,14 +238,19 @@ func (b *Bus) entomb(ctx context.Context, t schemas.Tombstone) (*DeletedError, e
 // erase takes away what a deleted analysis left. It is the same however often
 // it is done.
 func (b *Bus) erase(ctx context.Context, dead *DeletedError) error {
-	err := b.eraseOnce(ctx, dead)
-	for try := 1; errors.Is(err, errEntryMoved) && try < 10; try++ {
-		err = b.eraseOnce(ctx, dead)
-	}
-	if err != nil {
+	if err := untilStill(func() error { return b.eraseOnce(ctx, dead) }); err != nil {
 		return fmt.Errorf("delete %s: %w (what is left goes when Petri next runs)", dead.Analysis, err)
 	}
 	return nil
+}
+
+// untilStill does something again while others change the entries that it is about.
+func untilStill(do func() error) error {
+	err := do()
+	for try := 1; errors.Is(err, errEntryMoved) && try < 10; try++ {
+		err = do()
+	}
+	return err
 }
 
 func (b *Bus) eraseOnce(ctx context.Context, dead *DeletedError) error {

@@ -70,6 +70,7 @@ func listed(t *testing.T, b *bus.Bus, id string) bool {
 // TestDelete deletes one of two analyses, in the log and in the archive: of the
 // one only the tombstone is left, and the other has everything.
 func TestDelete(t *testing.T) {
+	t.Parallel()
 	for name, archive := range map[string]bool{"hot": false, "archived": true} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
@@ -143,6 +144,7 @@ func TestDelete(t *testing.T) {
 }
 
 func TestDeleteRefuses(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	running := newAnalysis(t, b)
@@ -166,8 +168,10 @@ func TestDeleteRefuses(t *testing.T) {
 
 // TestDeleteLateAnswer hands a task in whose analysis was deleted meanwhile.
 func TestDeleteLateAnswer(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
+	other := ended(t, b)
 	register(t, b, "static", schemas.KindSample)
 	a := ended(t, b)
 	task := next(t, b, "static")
@@ -182,11 +186,13 @@ func TestDeleteLateAnswer(t *testing.T) {
 	if n := messages(t, b, "DEAD"); n != 0 {
 		t.Errorf("%d dead letters", n)
 	}
+	account(t, b, other)
 }
 
 // TestDeleteCutShort leaves a deletion behind its first step, and writes late:
 // the bus process takes away what there is.
 func TestDeleteCutShort(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a, moved := ended(t, b), ended(t, b)
@@ -238,6 +244,7 @@ func streamHas(t *testing.T, b *bus.Bus, stream, text string) bool {
 // dead letters: wherever the run's driver stands, nothing has the one's artifacts
 // any more, and the run counts it as gone.
 func TestDeleteListed(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		parallel, victim int
 		driven           bool
@@ -305,6 +312,7 @@ func TestDeleteListed(t *testing.T) {
 // TestDeleteImport deletes an analysis and imports it again: it is there, and can
 // be deleted once more.
 func TestDeleteImport(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a := ended(t, b)

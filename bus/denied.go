@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -111,25 +112,37 @@ func deniedOr(ctx context.Context, err error) error {
 func (b *Bus) allowed(ctx context.Context, patterns []string, f func(ctx context.Context) error) error {
 	ctx, done := b.denied.watch(ctx, patterns...)
 	defer done()
-	return deniedOr(ctx, f(ctx))
+	asked := time.Now()
+	err := deniedOr(ctx, f(ctx))
+	b.answered(asked, err)
+	return err
 }
 
-// lasting is allowed for an f whose result lives as long as ctx does. What comes
-// after the denial is given to drop.
-func lasting[T any](ctx context.Context, b *Bus, patterns []string, f func(ctx context.Context) (T, error), drop func(T)) (T, error) {
+// lasting is allowed for an f whose result lives as long as ctx does, and tries
+// again. What comes after the denial is given to drop.
+func lasting[T any](ctx context.Context, b *Bus, patterns []string, f func(ctx context.Context) (T, error), drop func(T)) (v T, err error) {
+	err = retry(ctx, func(context.Context) error { // f has the whole time's context, and bounds each try itself
+		v, err = lastingOnce(ctx, b, patterns, f, drop)
+		return err
+	})
+	return v, err
+}
+
+func lastingOnce[T any](ctx context.Context, b *Bus, patterns []string, f func(ctx context.Context) (T, error), drop func(T)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	watched, done := b.denied.watch(ctx, patterns...)
 	defer done()
-	got := make(chan result, 1)
+	got, asked := make(chan result, 1), time.Now()
 	go func() {
 		v, err := f(ctx)
 		got <- result{v, err}
 	}()
 	select {
 	case r := <-got:
+		b.answered(asked, r.err)
 		return r.value, deniedOr(watched, r.err)
 	case <-watched.Done():
 		go func() {
@@ -187,12 +200,14 @@ func (h honest) AccountInfo(ctx context.Context) (info *jetstream.AccountInfo, e
 }
 
 func (h honest) Stream(ctx context.Context, name string) (s jetstream.Stream, err error) {
-	err = h.b.allowed(ctx, describes(name), func(ctx context.Context) error {
-		s, err = h.JetStream.Stream(ctx, name)
-		return err
+	err = retry(ctx, func(ctx context.Context) error {
+		return h.b.allowed(ctx, describes(name), func(ctx context.Context) error {
+			s, err = h.JetStream.Stream(ctx, name)
+			return err
+		})
 	})
 	if err != nil {
-		return nil, err
+		return nil, lacks(name, err)
 	}
 	return honestStream{s, h.b, name}, nil
 }
@@ -220,14 +235,24 @@ func (h honest) OrderedConsumer(ctx context.Context, stream string, cfg jetstrea
 }
 
 func (h honest) KeyValue(ctx context.Context, bucket string) (kv jetstream.KeyValue, err error) {
-	err = h.b.allowed(ctx, describes("KV_"+bucket), func(ctx context.Context) error {
-		kv, err = h.JetStream.KeyValue(ctx, bucket)
-		return err
+	err = retry(ctx, func(ctx context.Context) error {
+		return h.b.allowed(ctx, describes("KV_"+bucket), func(ctx context.Context) error {
+			kv, err = h.JetStream.KeyValue(ctx, bucket)
+			return err
+		})
 	})
 	if err != nil {
-		return nil, err
+		return nil, lacks(bucket, err)
 	}
 	return honestBucket{kv, h.b, bucket}, nil
+}
+
+// lacks says what to do if a server has not what Petri keeps there.
+func lacks(name string, err error) error {
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
+		return fmt.Errorf("the server has no %s: %w (petri bus run makes what Petri keeps there; on one machine: petri up)", name, err)
+	}
+	return err
 }
 
 type honestStream struct {
@@ -269,9 +294,11 @@ type honestBucket struct {
 func (k honestBucket) key(key string) []string { return []string{"$KV." + k.bucket + "." + key} }
 
 func (k honestBucket) Get(ctx context.Context, key string) (e jetstream.KeyValueEntry, err error) {
-	err = k.b.allowed(ctx, gets("KV_"+k.bucket), func(ctx context.Context) error {
-		e, err = k.KeyValue.Get(ctx, key)
-		return err
+	err = retry(ctx, func(ctx context.Context) error {
+		return k.b.allowed(ctx, gets("KV_"+k.bucket), func(ctx context.Context) error {
+			e, err = k.KeyValue.Get(ctx, key)
+			return err
+		})
 	})
 	return e, err
 }

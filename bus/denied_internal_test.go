@@ -16,11 +16,12 @@ import (
 
 // TestDenied has calls of who may hardly anything say so, and say it at once.
 func TestDenied(t *testing.T) {
+	t.Parallel()
 	ns, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(), MaxPayload: 2 * MaxPayload,
 		Users: []*server.User{{Username: "root", Password: "r"}, {Username: "poor", Password: "p", Permissions: &server.Permissions{
 			Publish:   &server.SubjectPermission{Allow: []string{apiPrefix + "INFO", "petri.acme.*.receipt.>", apiPrefix + "STREAM.INFO.>"}},
-			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX_poor.>"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
 		}}},
 	})
 	if err != nil {
@@ -36,7 +37,7 @@ func TestDenied(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
 	defer cancel()
-	root, err := Connect(ctx, Address{URL: ns.ClientURL(), User: "root", Password: "r"}, "root")
+	root, err := Connect(ctx, Address{URL: "nats://root:r@" + ns.Addr().String()}, "root")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +45,7 @@ func TestDenied(t *testing.T) {
 	if err := root.Reconcile(ctx, Limits{Log: 64 << 20, Store: 64 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	b, err := Connect(ctx, Address{URL: ns.ClientURL(), User: "poor", Password: "p"}, "poor")
+	b, err := Connect(ctx, Address{URL: "nats://poor:p@" + ns.Addr().String()}, "poor")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +112,7 @@ func TestDenied(t *testing.T) {
 			if err := f(); !errors.Is(err, ErrDenied) {
 				t.Errorf("it says %v", err)
 			}
-			if took := time.Since(begin); took > 1500*time.Millisecond {
+			if took := time.Since(begin); took > 4*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})
@@ -119,6 +120,7 @@ func TestDenied(t *testing.T) {
 }
 
 func TestMatches(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		pattern, subject string
 		want             bool

@@ -10,9 +10,10 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// deriveLimits bound what all analyzers together derive in one analysis. What is
-// beyond is left out and counted in the receipt; the rest is committed: one file
-// too many does not cost the findings.
+// deriveLimits bound what all analyzers together derive in one analysis while it
+// goes on, and again what they derive in each run over it. What is beyond is left
+// out and counted in the receipt; the rest is committed: one file too many does not
+// cost the findings.
 type deriveLimits struct {
 	depth int   // derivations one from the other
 	count int   // announcements
@@ -29,7 +30,7 @@ var defaultDeriveLimits = deriveLimits{depth: 8, count: 2000, bytes: 2 << 30}
 // is safe for concurrent use.
 type tallies struct {
 	mu sync.Mutex
-	of map[string]*tally // by tenant and analysis
+	of map[string]*tally // by the subject of what is counted
 }
 
 type tally struct {
@@ -76,19 +77,19 @@ func (s *tallies) leave(t *tally) {
 	t.users--
 }
 
-// read brings a tally up to what the log has. Each announcement is read once.
-func (t *tally) read(ctx context.Context, b *Bus, tenant, analysis string) error {
+// read brings a tally up to what the log has under a subject. Each message is
+// read once.
+func (t *tally) read(ctx context.Context, b *Bus, subject string) error {
 	for {
-		m, err := b.lookupIn(ctx, streamLog, lookup{Next: artifactsIn(tenant, analysis), Seq: t.next})
+		m, err := b.lookupIn(ctx, streamLog, lookup{Next: subject, Seq: t.next})
 		if errors.Is(err, ErrNotFound) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		var a schemas.Artifact
-		e, err := own(m.Subject, m.Data)
-		if err == nil && e.Decode(&a) == nil && a.Analyzer != "" {
+		a, err := artifactOf(m.Subject, m.Data)
+		if err == nil && a.Analyzer != "" {
 			t.have.count++
 			t.have.bytes += a.Size
 		}
@@ -96,21 +97,41 @@ func (t *tally) read(ctx context.Context, b *Bus, tenant, analysis string) error
 	}
 }
 
+// artifactOf reads an announcement of the log, or what a run has derived.
+func artifactOf(subject string, body []byte) (schemas.Artifact, error) {
+	var a schemas.Artifact
+	e, err := own(subject, body)
+	if err != nil {
+		return a, err
+	}
+	if e.Family() != "derivation" {
+		err = e.Decode(&a)
+		return a, err
+	}
+	var d schemas.Derivation
+	err = e.Decode(&d)
+	return d.Artifact, err
+}
+
 // admit leaves out of a finished task what is derived too often, or more than
 // its analysis may have. release is called when the task is committed, or is
 // not going to be.
 func (c *Clerk) admit(ctx context.Context, f *schemas.FinishedTask, parent *schemas.Artifact) (release func(), err error) {
-	if len(f.Derived) == 0 || f.Task.Run != schemas.LiveRun {
+	if len(f.Derived) == 0 {
 		return func() {}, nil
 	}
 	if depth(parent) > c.limits.depth {
 		leaveOut(f, nil)
 		return func() {}, nil
 	}
-	t := c.tallies.take(f.Task.Tenant + "." + f.Task.Analysis)
+	subject := artifactsIn(f.Task.Tenant, f.Task.Analysis)
+	if f.Task.Run != schemas.LiveRun {
+		subject = derivationsIn(f.Task.Tenant, f.Task.Analysis, f.Task.Run)
+	}
+	t := c.tallies.take(subject)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.read(ctx, c.b, f.Task.Tenant, f.Task.Analysis); err != nil {
+	if err := t.read(ctx, c.b, subject); err != nil {
 		c.tallies.leave(t)
 		return nil, err
 	}

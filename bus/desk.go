@@ -172,9 +172,10 @@ func (d *Desk) answer(m *nats.Msg, body []byte, header nats.Header, err error) {
 	} else {
 		d.counts.done.Add(1)
 	}
-	// Where the answer is wanted the asker says, and the server does not check
-	// that: it may be told to only where askers listen.
-	if !strings.HasPrefix(m.Reply, "_INBOX_user-"+strings.SplitN(m.Subject, ".", 3)[1]+".") {
+	// Where the answer is wanted the server keeps for itself, for askers have an
+	// account of their own. In an installation of an older Petri they have not, and
+	// the asker says it: it may be told to only where askers listen.
+	if !strings.HasPrefix(m.Reply, "_R_.") && !strings.HasPrefix(m.Reply, "_INBOX_user-"+strings.SplitN(m.Subject, ".", 3)[1]+".") {
 		return
 	}
 	_ = d.b.nc.PublishMsg(&nats.Msg{Subject: m.Reply, Header: header, Data: body})

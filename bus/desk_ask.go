@@ -3,11 +3,8 @@
 package bus
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -67,13 +64,8 @@ func parseAsk(subject string, body []byte) (tenant, what string, a deskAsk, err 
 	if len(body) > maxAsk {
 		return "", "", a, fmt.Errorf("%w: it has %d bytes, more than %d", errBadAsk, len(body), maxAsk)
 	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&a); err != nil {
-		return "", "", a, fmt.Errorf("%w: %v", errBadAsk, err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return "", "", a, fmt.Errorf("%w: there is something behind it", errBadAsk)
+	if err := schemas.Decode(body, &a, true); err != nil {
+		return "", "", a, fmt.Errorf("%w: %w", errBadAsk, err)
 	}
 	if err := a.check(tenant, what); err != nil {
 		return "", "", a, fmt.Errorf("%w: %w", errBadAsk, err)

@@ -75,6 +75,28 @@ const (
 	endingAgainMax = 30
 )
 
+// OpenEndings makes the place of a name in the endings, for who may make no
+// consumers.
+func (b *Bus) OpenEndings(ctx context.Context, name string) error {
+	if err := schemas.CheckAnalyzer(name); err != nil {
+		return err
+	}
+	return retry(ctx, func(ctx context.Context) error {
+		_, err := b.endings(ctx, name)
+		return err
+	})
+}
+
+func (b *Bus) endings(ctx context.Context, name string) (jetstream.Consumer, error) {
+	var subjects []string
+	for _, ev := range []string{schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended, schemas.EventRunAdopted} {
+		subjects = append(subjects, contextSubject("*", "*", ev))
+	}
+	return b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
+		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: endingsAhead,
+	})
+}
+
 // Endings calls fn with the ending of every analysis, and with every amendment
 // and adopted run after it, each at least once, until ctx is done: in the log's
 // order, but for those that come again. name keeps the place over restarts. An
@@ -85,13 +107,13 @@ func (b *Bus) Endings(ctx context.Context, name string, fn func(ctx context.Cont
 	if err := schemas.CheckAnalyzer(name); err != nil {
 		return err
 	}
-	var subjects []string
-	for _, ev := range []string{schemas.EventCompleted, schemas.EventFailed, schemas.EventCancelled, schemas.EventAmended, schemas.EventRunAdopted} {
-		subjects = append(subjects, contextSubject("*", "*", ev))
+	var cons jetstream.Consumer
+	var err error
+	if b.stepwise {
+		cons, err = b.consumer(ctx, streamLog, name)
+	} else {
+		cons, err = b.endings(ctx, name)
 	}
-	cons, err := b.js.CreateOrUpdateConsumer(ctx, streamLog, jetstream.ConsumerConfig{
-		Durable: name, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: handlerAckWait, MaxDeliver: -1, MaxAckPending: endingsAhead,
-	})
 	if err != nil {
 		return fmt.Errorf("follow the endings: %w", err)
 	}

@@ -20,6 +20,7 @@ import (
 // made, which gave up soon: what fails for long comes until it works and holds
 // up nothing behind it, and what can never be read is a dead letter at once.
 func TestEndingsComeAgain(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	_, err := b.JetStream().CreateConsumer(t.Context(), "LOG", jetstream.ConsumerConfig{
 		Durable: "reporter", FilterSubject: "petri.*.*.context.analysis_completed", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: 20, MaxAckPending: 1,

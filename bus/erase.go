@@ -157,7 +157,7 @@ func (b *Bus) eraseDead(ctx context.Context, tenant, analysis string) error {
 // about any that is still there.
 func (b *Bus) letterOf(ctx context.Context, m message, tenant, analysis string) (bool, error) {
 	body := m.data
-	if strings.HasPrefix(m.subject, advisoryTerminated) || strings.HasPrefix(m.subject, advisoryDeliveries) {
+	if strings.HasPrefix(m.subject, advisoryTerminated) || strings.HasPrefix(m.subject, advisoryExceeded) {
 		var a advisory
 		if json.Unmarshal(m.data, &a) != nil || a.StreamSeq == 0 {
 			return false, nil

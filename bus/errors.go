@@ -5,6 +5,7 @@ package bus
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -28,6 +29,8 @@ var (
 	ErrRunning = errors.New("the analysis has not ended")
 	// ErrDenied says that the connection's credentials do not allow something.
 	ErrDenied = errors.New("not allowed by the credentials (petri bus init says which role may do what)")
+	// ErrUnreachable says that no server is where one was looked for.
+	ErrUnreachable = errors.New("no server answers")
 	// ErrInUse says that a data directory has a server already.
 	ErrInUse = errors.New("the data directory is in use")
 )
@@ -54,6 +57,7 @@ const (
 	codeNoReplicas        jetstream.ErrorCode = 10074 // there is no cluster
 	codeWrongLastSequence jetstream.ErrorCode = 10071
 	codeUnavailable       jetstream.ErrorCode = 10008 // the cluster is choosing a leader
+	codeMaxConsumers      jetstream.ErrorCode = 10026
 	codeSubjectInFlight   jetstream.ErrorCode = 10164 // another message of the subject is being stored: who was first is not known yet
 	codeRepeatedInFlight  jetstream.ErrorCode = 10158 // the same message id is being stored
 	codeTooManyRequests   jetstream.ErrorCode = 10167
@@ -63,4 +67,11 @@ const (
 func hasCode(err error, code jetstream.ErrorCode) bool {
 	var api *jetstream.APIError
 	return errors.As(err, &api) && api.ErrorCode == code
+}
+
+// overshare reports whether a message's subject has all the messages that it may
+// have: another's may have room.
+func overshare(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == codeMaxMessages && strings.Contains(api.Description, "per subject")
 }

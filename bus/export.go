@@ -22,9 +22,13 @@ type ExportOptions struct {
 }
 
 // Export writes an ended analysis to w as one .petri file: its log as it is
-// now, and the bytes that it names. It takes constant memory. After an error
-// what w got is no whole file, and a reader notices.
+// now, and the bytes that it names. It takes constant memory. Of an analysis that
+// is not there, or has not ended, nothing is written. After another error what w
+// got is no whole file, and a reader notices.
 func (b *Bus) Export(ctx context.Context, tenant, analysis string, w io.Writer, o ExportOptions) (petrifile.Trailer, error) {
+	if err := b.mustHaveEnded(ctx, tenant, analysis); err != nil {
+		return petrifile.Trailer{}, fmt.Errorf("export %s: %w", analysis, err)
+	}
 	f, err := petrifile.NewWriter(w, petrifile.Header{Tenant: tenant, Analysis: analysis})
 	if err != nil {
 		return petrifile.Trailer{}, err
@@ -37,14 +41,8 @@ func (b *Bus) Export(ctx context.Context, tenant, analysis string, w io.Writer, 
 		return petrifile.Trailer{}, fmt.Errorf("export %s: %w", analysis, err)
 	}
 	f.Log().SetForeign(foreign)
-	if f.Log().Events() == 0 {
-		return petrifile.Trailer{}, fmt.Errorf("analysis %s: %w", analysis, ErrNotFound)
-	}
-	if f.Log().Ending() == "" {
-		return petrifile.Trailer{}, fmt.Errorf("export %s: %w: wait for its end (petri watch %s)", analysis, petrifile.ErrUnfinished, analysis)
-	}
 	for obj, ok := f.Due(); ok; obj, ok = f.Due() {
-		absent, err := b.exportObject(ctx, f, obj, o.Without)
+		absent, err := b.exportObject(ctx, analysis, f, obj, o.Without)
 		if err != nil {
 			return petrifile.Trailer{}, fmt.Errorf("export %s: %w", analysis, err)
 		}
@@ -55,12 +53,36 @@ func (b *Bus) Export(ctx context.Context, tenant, analysis string, w io.Writer, 
 	return f.Close()
 }
 
+// mustHaveEnded reports an error if an analysis is not there or has not ended.
+func (b *Bus) mustHaveEnded(ctx context.Context, tenant, analysis string) error {
+	if err := checkTokens(tenant, analysis); err != nil {
+		return err
+	}
+	there, ended := false, false
+	r := &reading{b: b, tenant: tenant, analysis: analysis, family: "context", fn: func(e Entry) error {
+		there = true
+		if ended = schemas.Ending(e.Event.Name()); ended {
+			return ErrStop
+		}
+		return nil
+	}}
+	switch err := r.run(ctx); {
+	case err != nil:
+		return err
+	case !there:
+		return ErrNotFound
+	case !ended:
+		return fmt.Errorf("%w: wait for its end (petri watch %s)", petrifile.ErrUnfinished, analysis)
+	}
+	return nil
+}
+
 // exportObject writes the object that is due.
-func (b *Bus) exportObject(ctx context.Context, f *petrifile.Writer, o petrifile.Object, without []schemas.Kind) (absent string, err error) {
+func (b *Bus) exportObject(ctx context.Context, analysis string, f *petrifile.Writer, o petrifile.Object, without []schemas.Kind) (absent string, err error) {
 	if o.Is(without) {
 		return petrifile.AbsentLeftOut, f.Absent(petrifile.AbsentLeftOut)
 	}
-	r, _, err := b.Artifacts().Open(ctx, o.SHA256)
+	r, _, err := b.Artifacts().For(analysis).Open(ctx, o.SHA256)
 	if errors.Is(err, ErrNotFound) {
 		return petrifile.AbsentMissing, f.Absent(petrifile.AbsentMissing)
 	}

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +54,7 @@ func export(t testing.TB, b *bus.Bus, id string, o bus.ExportOptions) []byte {
 // TestExportImport carries an analysis to another installation: the same log,
 // the same artifacts, and exported there the same file.
 func TestExportImport(t *testing.T) {
+	t.Parallel()
 	for name, o := range map[string]bus.ExportOptions{"whole": {}, "without_memory": {Without: []schemas.Kind{schemas.KindMemory}}} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
@@ -110,6 +110,7 @@ func logMessages(t testing.TB, b *bus.Bus) uint64 {
 // TestImportFillsIn imports an analysis whose memory image was left out, and
 // then the whole of it.
 func TestImportFillsIn(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	here, there := start(t), start(t)
 	a := ended(t, here)
@@ -129,6 +130,7 @@ func TestImportFillsIn(t *testing.T) {
 
 // TestImportRefused offers what must not come in: nothing of it may show.
 func TestImportRefused(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	here := start(t)
 	a := ended(t, here)
@@ -173,17 +175,23 @@ func TestImportRefused(t *testing.T) {
 	if diff := cmp.Diff(before, bodies(t, there, a.id)); diff != "" {
 		t.Error("it changed what was there:", diff)
 	}
+	account(t, here, a)
 }
 
-// TestExportRefused wants an ended analysis.
+// TestExportRefused wants an ended analysis, and writes nothing of another.
 func TestExportRefused(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	a.event(schemas.AnalysisSubmitted{})
-	if _, err := b.Export(t.Context(), "default", a.id, io.Discard, bus.ExportOptions{}); !errors.Is(err, petrifile.ErrUnfinished) {
+	var out bytes.Buffer
+	if _, err := b.Export(t.Context(), "default", a.id, &out, bus.ExportOptions{}); !errors.Is(err, petrifile.ErrUnfinished) {
 		t.Errorf("of one that runs: %v", err)
 	}
-	if _, err := b.Export(t.Context(), "default", schemas.NewID(time.Now()), io.Discard, bus.ExportOptions{}); !errors.Is(err, bus.ErrNotFound) {
+	if _, err := b.Export(t.Context(), "default", schemas.NewID(time.Now()), &out, bus.ExportOptions{}); !errors.Is(err, bus.ErrNotFound) {
 		t.Errorf("of one that is not there: %v", err)
+	}
+	if out.Len() > 0 {
+		t.Errorf("%d bytes were written: %q", out.Len(), out.Bytes())
 	}
 }

@@ -27,6 +27,7 @@ const failedVariable = "PETRI_TEST_FAILED"
 // may not grow beyond a limit. nats-server tells of it in its log alone, in
 // words that its next version may change.
 func TestFailed(t *testing.T) {
+	t.Parallel()
 	if dir := os.Getenv(failedVariable); dir != "" {
 		failedChild(t, dir)
 		return

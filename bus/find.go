@@ -15,16 +15,17 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// Found is an artifact, and the last of the analyses that announced it.
+// Found is an artifact, and the last of the analyses that announced it, or in
+// which a run derived it.
 type Found struct {
 	SHA256   schemas.Digest `json:"sha256"`
 	Analysis string         `json:"analysis"`
 }
 
 // FindArtifacts returns the artifacts, in the order of their digests, that a
-// tenant's analyses announced and whose digest begins with the hexadecimal
-// prefix. It reads the log's list of subjects and the archive's entries, not the
-// events.
+// tenant's analyses announced, or runs derived in them, and whose digest begins
+// with the hexadecimal prefix. It reads the log's list of subjects and the archive's
+// entries, not the events.
 func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]Found, error) {
 	if err := schemas.CheckTenant(tenant); err != nil {
 		return nil, err
@@ -38,20 +39,18 @@ func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]Found
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
-	const analysis, digest = 2, 5 // token of petri.<tenant>.<analysis>.artifact.<kind>.<digest>.<occurrence>
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(logPrefix+tenant+".*.artifact.>"))
-	if err != nil {
-		return nil, fmt.Errorf("list the log's subjects: %w", err)
-	}
 	var out []Found
-	for subject := range info.State.Subjects {
-		tokens := strings.Split(subject, ".")
-		if len(tokens) <= digest {
-			continue
+	for _, family := range []string{"artifact", "derivation"} {
+		info, err := s.Info(ctx, jetstream.WithSubjectFilter(logPrefix+tenant+".*."+family+".>"))
+		if err != nil {
+			return nil, fmt.Errorf("list the log's subjects: %w", err)
 		}
-		d, err := schemas.ParseToken(tokens[digest])
-		if err == nil && strings.HasPrefix(d.String(), prefix) {
-			out = append(out, Found{d, tokens[analysis]})
+		for subject := range info.State.Subjects {
+			tokens := strings.Split(subject, ".") // petri.<tenant>.<analysis>. … .<digest>.<occurrence>
+			d, err := schemas.ParseToken(tokens[len(tokens)-2])
+			if err == nil && strings.HasPrefix(d.String(), prefix) {
+				out = append(out, Found{d, tokens[2]})
+			}
 		}
 	}
 	// The archive comes second: what is moved meanwhile is then in both.
@@ -61,11 +60,15 @@ func (b *Bus) FindArtifacts(ctx context.Context, tenant, prefix string) ([]Found
 				out = append(out, Found{a.SHA256, e.Analysis})
 			}
 		}
-		if e.More == 0 {
+		if e.More+e.Derived == 0 {
 			return nil
 		}
-		return b.ArchivedArtifacts(ctx, e, func(a schemas.Artifact) error {
-			if strings.HasPrefix(a.SHA256.String(), prefix) {
+		return b.archivedEvents(ctx, e, func(en Entry) error {
+			if f := en.Event.Family(); f != "artifact" && f != "derivation" {
+				return nil
+			}
+			a, err := artifactOf(en.Subject, en.Body)
+			if err == nil && strings.HasPrefix(a.SHA256.String(), prefix) {
 				out = append(out, Found{a.SHA256, e.Analysis})
 			}
 			return nil

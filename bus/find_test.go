@@ -13,6 +13,7 @@ import (
 )
 
 func TestFindArtifacts(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	digests := map[byte][]schemas.Digest{} // by first byte
 	first, second := newAnalysis(t, b), newAnalysis(t, b)

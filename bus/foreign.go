@@ -67,7 +67,7 @@ func names(subject []string, e schemas.Event) bool {
 		n, numbered := strings.CutPrefix(id, "context/")
 		_, err := strconv.ParseUint(n, 10, 40)
 		return ok && numbered && err == nil && len(rest) == 2 && rest[1] == e.Name()
-	case "artifact", "segment", "receipt", "checkpoint":
+	case "artifact", "derivation", "segment", "receipt", "checkpoint":
 		return ok && id == strings.Join(rest, "/")
 	case "report":
 		var r schemas.ReportWritten
@@ -106,18 +106,18 @@ func findingNames(subject, id []string, e schemas.Event) bool {
 type repeats struct {
 	context  uint64            // number of the next context event
 	segments map[string]uint64 // of the next segment, by source
-	seen     map[[16]byte]struct{}
+	seen     seen
 }
 
 func newRepeats() *repeats {
-	return &repeats{segments: map[string]uint64{}, seen: map[[16]byte]struct{}{}}
+	return &repeats{segments: map[string]uint64{}}
 }
 
 // again notes an event of one analysis and reports whether it was there before.
-func (r *repeats) again(e Entry) bool {
+func (r *repeats) again(e Entry) (bool, error) {
 	switch e.Event.Family() {
 	case "context":
-		return again(e.Event.ID, &r.context)
+		return again(e.Event.ID, &r.context), nil
 	case "segment":
 		source, _, _ := strings.Cut(strings.TrimPrefix(e.Event.ID, e.Event.Analysis+"/segment/"), "/")
 		next := r.segments[source]
@@ -125,16 +125,17 @@ func (r *repeats) again(e Entry) bool {
 		if _, known := r.segments[source]; known || len(r.segments) < maxSources {
 			r.segments[source] = next
 		}
-		return was
-	case "artifact", "finding", "receipt", "checkpoint":
+		return was, nil
+	case "artifact", "derivation", "finding", "receipt", "checkpoint":
 		// With the id: what runs have found shares subjects, and the id names the run.
 		sum := sha256.Sum256([]byte(e.Subject + " " + e.Event.ID))
-		key := [16]byte(sum[:16])
-		_, was := r.seen[key]
-		r.seen[key] = struct{}{}
-		return was
+		was, err := r.seen.add(seenKey(sum[:]))
+		if err != nil {
+			err = fmt.Errorf("see whether %s comes twice: %w", e.Event.ID, err)
+		}
+		return was, err
 	}
-	return false
+	return false, nil
 }
 
 // maxSources is more than there are.

@@ -29,6 +29,7 @@ func ownBody(t testing.TB, id string, data schemas.Typed) []byte {
 
 // TestOwn holds each family's event to its one subject.
 func TestOwn(t *testing.T) {
+	t.Parallel()
 	d := schemas.Sum([]byte("x"))
 	task := schemas.TaskRef{Tenant: "default", Analysis: ownAnalysis, Run: schemas.LiveRun, Analyzer: "yara", SHA256: &d, Kind: schemas.KindSample}
 	rerun := task
@@ -38,15 +39,17 @@ func TestOwn(t *testing.T) {
 	}
 	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: d}
 	s := schemas.Segment{Source: schemas.SourceStdout, N: 3}
+	x := schemas.Derivation{Task: rerun, Artifact: schemas.Artifact{Kind: schemas.KindExtracted, SHA256: d}}
 	bodies := map[string][]byte{ // by the subject behind the analysis'
-		"context.start_analysis":                  ownBody(t, "context/4", schemas.StartAnalysis{}),
-		"artifact.sample." + d.Token() + ".0":     ownBody(t, strings.TrimPrefix(a.ID(ownAnalysis), ownAnalysis+"/"), a),
-		"segment.stdout.3":                        ownBody(t, strings.TrimPrefix(s.ID(ownAnalysis), ownAnalysis+"/"), s),
-		"finding.high.yara." + d.Token() + ".0":   ownBody(t, "finding/live/yara/"+d.Token()+"/0", finding(task)),
-		"refinding.high.yara." + d.Token() + ".0": ownBody(t, "finding/"+rerun.Run+"/yara/"+d.Token()+"/0", finding(rerun)),
-		"receipt.live.yara." + d.Token():          ownBody(t, "receipt/live/yara/"+d.Token(), schemas.Receipt{Task: task}),
-		"report.json":                             ownBody(t, "report/json/x", schemas.ReportWritten{Format: "json"}),
-		"checkpoint.7":                            ownBody(t, "checkpoint/7", schemas.Checkpoint{Events: 7}),
+		"context.start_analysis":                                     ownBody(t, "context/4", schemas.StartAnalysis{}),
+		"artifact.sample." + d.Token() + ".0":                        ownBody(t, strings.TrimPrefix(a.ID(ownAnalysis), ownAnalysis+"/"), a),
+		"segment.stdout.3":                                           ownBody(t, strings.TrimPrefix(s.ID(ownAnalysis), ownAnalysis+"/"), s),
+		"finding.high.yara." + d.Token() + ".0":                      ownBody(t, "finding/live/yara/"+d.Token()+"/0", finding(task)),
+		"refinding.high.yara." + d.Token() + ".0":                    ownBody(t, "finding/"+rerun.Run+"/yara/"+d.Token()+"/0", finding(rerun)),
+		"receipt.live.yara." + d.Token():                             ownBody(t, "receipt/live/yara/"+d.Token(), schemas.Receipt{Task: task}),
+		"derivation." + rerun.Run + ".extracted." + d.Token() + ".0": ownBody(t, strings.TrimPrefix(x.ID(), ownAnalysis+"/"), x),
+		"report.json":  ownBody(t, "report/json/x", schemas.ReportWritten{Format: "json"}),
+		"checkpoint.7": ownBody(t, "checkpoint/7", schemas.Checkpoint{Events: 7}),
 	}
 	prefix := logPrefix + "default." + ownAnalysis + "."
 	subjects := []string{"finding.low.yara." + d.Token() + ".0", "report.html", "context.wait_analysis", "artifact.sample." + d.Token() + ".1", "other.x"}
@@ -97,11 +100,13 @@ func FuzzOwn(f *testing.F) {
 		}
 		r := newRepeats()
 		entry := newEntry(1, subject, body)
-		r.again(entry)
+		if was, err := r.again(entry); was || err != nil {
+			t.Errorf("the first %s: %v, %v", e.ID, was, err)
+		}
 		switch e.Family() {
-		case "context", "artifact", "finding", "receipt", "checkpoint":
-			if ok && !r.again(entry) {
-				t.Errorf("the second %s is not found to be one", e.ID)
+		case "context", "artifact", "derivation", "finding", "receipt", "checkpoint":
+			if was, err := r.again(entry); ok && !was {
+				t.Errorf("the second %s is not found to be one: %v", e.ID, err)
 			}
 		}
 		if !ok || schemas.CheckTenant(tenant) != nil || schemas.CheckID(analysis) != nil || e.Name() != schemas.EventSubmitted {

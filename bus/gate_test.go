@@ -14,6 +14,7 @@ import (
 )
 
 func TestGate(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	e, err := schemas.NewEvent("default", schemas.NewID(time.Now()), "x", time.Now(), schemas.OriginHost, schemas.RunSample{Path: "/root/x"})
 	if err != nil {

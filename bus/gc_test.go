@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -57,6 +59,7 @@ func there(t testing.TB, st *bus.Store, d schemas.Digest) bool {
 // TestCollect lets every place that refers to an object be the only one, beside
 // what nobody refers to.
 func TestCollect(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	st := b.Artifacts()
@@ -150,6 +153,7 @@ func TestCollect(t *testing.T) {
 // TestCollectOrphans leaves chunks without a meta record, and the mark of a
 // deletion.
 func TestCollectOrphans(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	st := b.Artifacts()
@@ -174,6 +178,7 @@ func TestCollectOrphans(t *testing.T) {
 // TestRemoveRaces removes an object behind the back of somebody who uses it, and
 // the other way round.
 func TestRemoveRaces(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	st := b.Artifacts()
@@ -219,6 +224,7 @@ func TestRemoveRaces(t *testing.T) {
 // TestCollectConcurrently has analyses put the same few bytes, announce them and
 // be deleted, while collectors run and days pass: what is announced is there.
 func TestCollectConcurrently(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	st := b.Artifacts()
 	contents := make([][]byte, 6)
@@ -240,6 +246,7 @@ func TestCollectConcurrently(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var writers, others sync.WaitGroup
+	var kept, gone atomic.Int64
 	for range 3 {
 		writers.Go(func() {
 			for range 40 {
@@ -251,8 +258,10 @@ func TestCollectConcurrently(t *testing.T) {
 				between.RUnlock()
 				a.event(schemas.AnalysisCompleted{})
 				tick()
+				kept.Add(1)
 				if !there(t, st, d) {
 					t.Errorf("hour %d: announced bytes are gone", hours.Load())
+					gone.Add(1)
 					return
 				}
 				if _, err := b.Delete(context.Background(), "default", a.id, bus.DeleteOptions{}); err != nil {
@@ -279,7 +288,7 @@ func TestCollectConcurrently(t *testing.T) {
 	writers.Wait()
 	cancel()
 	others.Wait()
-	t.Logf("%d objects removed, %d snatched in %d hours", removed.Load(), snatched.Load(), hours.Load())
+	faults.Figures{Acked: int(kept.Load()), Lost: int(gone.Load()), Note: fmt.Sprintf("%d objects removed, %d snatched in %d hours", removed.Load(), snatched.Load(), hours.Load())}.Report(t)
 	if removed.Load() < 5 {
 		t.Errorf("only %d objects were collected: nothing was tested", removed.Load())
 	}

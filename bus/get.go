@@ -10,9 +10,6 @@ import (
 	"hash"
 	"io"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -21,18 +18,12 @@ import (
 // they are the object's, else an error that wraps [ErrCorrupt]. The caller
 // closes it.
 func (s *Store) Open(ctx context.Context, d schemas.Digest) (io.ReadCloser, Object, error) {
-	o, err := s.Stat(ctx, d)
+	o, err := s.stat(ctx, d, s.anyRecord)
 	if err != nil {
 		return nil, Object{}, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r := &objectReader{ctx: ctx, cancel: cancel, s: s, o: o, sum: sha256.New(), chunks: make(chan []byte, 4), fail: make(chan error, 1)}
-	// One frame is 1 MiB raw; a frame that claims more is not ours.
-	r.dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*frameSize))
-	if err != nil {
-		cancel()
-		return nil, Object{}, err
-	}
 	go r.fetch()
 	return r, o, nil
 }
@@ -55,11 +46,11 @@ type objectReader struct {
 	cancel context.CancelFunc
 	s      *Store
 	o      Object
-	dec    *zstd.Decoder
 	sum    hash.Hash
 	chunks chan []byte // closed by fetch
 	fail   chan error
-	frame  []byte // uncompressed, not yet read
+	buf    []byte // of one frame, uncompressed
+	frame  []byte // what of buf has not been read yet
 	size   int64
 	err    error
 }
@@ -69,16 +60,13 @@ type objectReader struct {
 // them, and a missing chunk would be waited for until the deadline.
 func (r *objectReader) fetch() {
 	defer close(r.chunks)
-	get, err := r.s.chunks(r.ctx, r.o)
-	if err != nil {
-		r.fail <- err
-		return
-	}
 	next := uint64(1)
 	for range r.o.meta.Chunks {
-		m, err := get(r.ctx, next)
+		m, err := r.s.anyChunk(r.ctx, r.o, next)
 		if errors.Is(err, ErrNotFound) {
-			err = fmt.Errorf("artifact %s: %w: a chunk is missing", r.o.SHA256, ErrCorrupt)
+			if _, err = r.s.Stat(r.ctx, r.o.SHA256); err == nil { // else it was removed, which not all had heard
+				err = fmt.Errorf("artifact %s: %w: a chunk is missing", r.o.SHA256, ErrCorrupt)
+			}
 		}
 		if err != nil {
 			r.fail <- err
@@ -91,29 +79,6 @@ func (r *objectReader) fetch() {
 			return
 		}
 	}
-}
-
-// chunks returns a function that reads the first of an object's chunks from a
-// sequence on.
-func (s *Store) chunks(ctx context.Context, o Object) (func(ctx context.Context, next uint64) (*jetstream.RawStreamMsg, error), error) {
-	leader := func(ctx context.Context, next uint64) (*jetstream.RawStreamMsg, error) { return s.chunk(ctx, o, next) }
-	if s.b.tenant != "" {
-		return leader, nil
-	}
-	st, err := s.b.js.Stream(ctx, s.stream())
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context, next uint64) (m *jetstream.RawStreamMsg, err error) {
-		err = retry(ctx, func(ctx context.Context) (err error) {
-			m, err = st.GetMsg(ctx, next, jetstream.WithGetMsgSubject(s.chunkSubject(o.meta.NUID)))
-			return err
-		})
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return leader(ctx, next) // a replica may lag
-		}
-		return m, err
-	}, nil
 }
 
 func (r *objectReader) Read(p []byte) (int, error) {
@@ -136,11 +101,14 @@ func (r *objectReader) nextFrame() error {
 		if !ok {
 			return r.end()
 		}
-		frame, err := r.dec.DecodeAll(b, make([]byte, 0, frameSize))
+		if r.buf == nil { // most of what there is is small
+			r.buf = make([]byte, 0, max(0, min(r.o.Size, frameSize)))
+		}
+		frame, err := r.s.b.decoder.DecodeAll(b, r.buf)
 		if err != nil {
 			return fmt.Errorf("artifact %s: %w: %v", r.o.SHA256, ErrCorrupt, err)
 		}
-		r.frame = frame
+		r.buf, r.frame = frame[:0], frame
 		r.sum.Write(frame)
 		r.size += int64(len(frame))
 		return nil
@@ -168,6 +136,5 @@ func (r *objectReader) Close() error {
 	r.cancel()
 	for range r.chunks { // fetch has ended when this has
 	}
-	r.dec.Close()
 	return nil
 }

@@ -188,11 +188,11 @@ func (g *group) halves(ctx context.Context, tasks []*groupTask) {
 // not that the log is full, or away.
 func blames(err error) bool {
 	var api *jetstream.APIError
-	return errors.Is(err, ErrDenied) || errors.As(err, &api) && !transient(err) && api.ErrorCode != codeMaxMessages && api.Code != 503
+	return errors.Is(err, ErrDenied) || overshare(err) || errors.As(err, &api) && !transient(err) && api.ErrorCode != codeMaxMessages && api.Code != 503
 }
 
 // store is one attempt at a batch.
-func (g *group) store(ctx context.Context, tasks []*groupTask) (uint64, error) {
+func (g *group) store(ctx context.Context, tasks []*groupTask) (seq uint64, err error) {
 	var msgs []batchMsg
 	for _, w := range tasks {
 		msgs = append(msgs, w.msgs...)
@@ -200,7 +200,16 @@ func (g *group) store(ctx context.Context, tasks []*groupTask) (uint64, error) {
 	if len(msgs) == 1 { // a batch of one costs several times as much
 		return g.b.publishOne(ctx, msgs[0])
 	}
-	return g.b.publishBatch(ctx, msgs)
+	if len(tasks) > 1 {
+		return g.b.publishBatch(ctx, msgs)
+	}
+	// No message of one task is in another's way: if one is in flight, that is
+	// somebody else's.
+	err = retry(ctx, func(ctx context.Context) error {
+		seq, err = g.b.publishBatch(ctx, msgs)
+		return ofOne(err)
+	})
+	return seq, err
 }
 
 // receipts finishes the tasks that have their receipt and returns the others.

@@ -182,15 +182,11 @@ func (b *Bus) registration(ctx context.Context, analyzer string) (schemas.Regist
 // that may not has been given back, or will be.
 func (b *Bus) ready(ctx context.Context, t *Task) bool {
 	r, err := b.registration(ctx, t.Ref.Analyzer)
-	if err == nil && r.After == afterArtifacts {
-		if !b.hold(ctx, t, r.Deadline.D()) {
-			return false
-		}
-		// It was given out once to be held.
-		t.Attempt = max(1, t.Attempt-1)
+	if err == nil && r.After == afterArtifacts && !b.hold(ctx, t, r.Deadline.D()) {
+		return false
 	}
 	if err == nil || errors.Is(err, ErrNotFound) {
-		t.Artifacts, t.Omitted, err = b.announced(ctx, t.Ref.Tenant, t.Ref.Analysis)
+		t.Artifacts, t.Omitted, err = b.announced(ctx, t.Ref)
 	}
 	if err != nil {
 		_ = t.msg.NakWithDelay(holdAgain)
@@ -202,17 +198,39 @@ func (b *Bus) ready(ctx context.Context, t *Task) bool {
 // maxAnnounced bounds the announcements that go with a task.
 const maxAnnounced = 20_000
 
-// announced lists the artifacts of an analysis, each once, as they were first
-// announced, and counts those that are too many.
-func (b *Bus) announced(ctx context.Context, tenant, analysis string) (out []schemas.Artifact, omitted int, err error) {
-	r := &reading{b: b, tenant: tenant, analysis: analysis, family: "artifact", fn: func(e Entry) error {
-		var a schemas.Artifact
-		switch {
-		case e.Event.Decode(&a) != nil || a.Occurrence > 0:
+// announced lists the artifacts of a task over an analysis, each once, as they
+// were first announced, and counts those that are too many. What the task's run
+// has derived by now comes behind them.
+func (b *Bus) announced(ctx context.Context, t schemas.TaskRef) (out []schemas.Artifact, omitted int, err error) {
+	type bytes struct {
+		kind   schemas.Kind
+		digest schemas.Digest
+	}
+	have := map[bytes]bool{}
+	add := func(a schemas.Artifact) {
+		switch k := (bytes{a.Kind, a.SHA256}); {
+		case a.Occurrence > 0 || have[k]:
 		case len(out) < maxAnnounced:
 			out = append(out, a)
+			have[k] = true
 		default:
 			omitted++
+		}
+	}
+	r := &reading{b: b, tenant: t.Tenant, analysis: t.Analysis, family: "artifact", fn: func(e Entry) error {
+		var a schemas.Artifact
+		if e.Event.Decode(&a) == nil {
+			add(a)
+		}
+		return nil
+	}}
+	if err = r.run(ctx); err != nil || t.Run == schemas.LiveRun {
+		return out, omitted, err
+	}
+	r = &reading{b: b, tenant: t.Tenant, analysis: t.Analysis, family: "derivation", fn: func(e Entry) error {
+		var d schemas.Derivation
+		if e.Event.Decode(&d) == nil && d.Task.Run == t.Run {
+			add(d.Artifact)
 		}
 		return nil
 	}}

@@ -44,6 +44,7 @@ func (a *analysis) receipts() []string {
 // TestAfterArtifacts has a task wait for those of the artifacts, also of those
 // that are derived meanwhile, while a task of another analysis overtakes it.
 func TestAfterArtifacts(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -100,21 +101,22 @@ func TestAfterArtifacts(t *testing.T) {
 // TestAfterArtifactsInTime gives a task out that waits for an artifact's of
 // which nothing comes, in time for it to be done.
 func TestAfterArtifactsInTime(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "slow", schemas.KindSample)
-	registerAfter(t, b, "summary", 500*time.Millisecond)
+	registerAfter(t, b, "summary", 5*time.Second)
 	a := newAnalysis(t, b)
 	a.artifact(schemas.KindSample, "the sample", 0)
 	a.event(schemas.StartAnalysis{})
-	a.event(schemas.WaitAnalysis{Timeout: schemas.Duration(2 * time.Second)})
+	a.event(schemas.WaitAnalysis{Timeout: schemas.Duration(8 * time.Second)})
 	begin := time.Now()
 	task := next(t, b, "summary")
-	if took := time.Since(begin); took > 1900*time.Millisecond {
-		t.Errorf("given out after %s of 2 s", took)
+	if took := time.Since(begin); took > 7900*time.Millisecond {
+		t.Errorf("given out after %s of 8 s", took)
 	}
 	finish(t, b, task, schemas.FinishedTask{})
-	missing := a.wait(2 * time.Second)
+	missing := a.wait(8 * time.Second)
 	if len(missing) != 1 || missing[0].Analyzer != "slow" {
 		t.Errorf("missing: %+v", missing)
 	}
@@ -123,6 +125,7 @@ func TestAfterArtifactsInTime(t *testing.T) {
 // TestHolderDies has the process die that holds a task: another one takes it
 // over.
 func TestHolderDies(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	b, s := startAt(t, dir)
 	clerk(t, b)

@@ -10,6 +10,18 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// DriveDying drives a run until it has ended, ctx is done, or step returns an
+// error between two steps: the driver is dead then.
+func (b *Bus) DriveDying(ctx context.Context, run string, step func(string) error) error {
+	r, _, err := b.runState(ctx, run)
+	if err != nil {
+		return err
+	}
+	d := newRunDriver(b, slog.New(slog.DiscardHandler))
+	d.step = step
+	return d.run(ctx, r)
+}
+
 // DieListing drives a run whose list takes for ever, and dies once order has
 // returned.
 func (b *Bus) DieListing(ctx context.Context, run string, order func() error) error {

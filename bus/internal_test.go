@@ -2,7 +2,12 @@
 
 package bus
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/petri-sandbox/petri/schemas"
+)
 
 // OnStep calls f behind each step of a move; an error of f ends it there.
 func (x *Archiver) OnStep(f func(step string) error) { x.step = f }
@@ -28,3 +33,27 @@ func (c *Clerk) OnStep(f func(step string) error) { c.step = f }
 
 // TaskMaxDeliver is how often a task is given out.
 const TaskMaxDeliver = taskMaxDeliver
+
+// Bounds of the dead letters.
+const (
+	LettersMax = lettersMax
+	MaxAnswers = maxAnswers
+	MaxLetters = maxLetters
+)
+
+// FinishTogether hands finished tasks in as they are while others are on their way.
+func (b *Bus) FinishTogether(ctx context.Context, tasks ...schemas.FinishedTask) error {
+	var msgs []batchMsg
+	for _, f := range tasks {
+		m, err := finishedMsg(f)
+		if err != nil {
+			return err
+		}
+		msgs = append(msgs, m)
+	}
+	_, err := inboxLog{b}.publishBatch(ctx, msgs)
+	return err
+}
+
+// MaxTogether bounds the finished tasks of one message.
+const MaxTogether = maxTogether

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -183,16 +184,7 @@ func (q *Queue) idle(parent context.Context) error {
 	defer cancel()
 	woken := make(chan error, len(q.consumers))
 	for _, c := range q.consumers {
-		go func() {
-			batch, err := c.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(2*time.Second))
-			if err == nil {
-				for m := range batch.Messages() {
-					_ = m.Nak()
-				}
-				err = batch.Error()
-			}
-			woken <- err
-		}()
+		go func() { woken <- wake(ctx, c) }()
 	}
 	first := <-woken
 	cancel()
@@ -202,10 +194,30 @@ func (q *Queue) idle(parent context.Context) error {
 	if parent.Err() != nil {
 		return parent.Err()
 	}
-	if first != nil && !errors.Is(first, nats.ErrTimeout) && !errors.Is(first, context.DeadlineExceeded) {
-		return fmt.Errorf("wait for a job: %w", first)
+	return first
+}
+
+// wake returns when a queue has something, or ctx is done. Until then it listens
+// to the last: what the server has sent already, and nobody takes, nobody else
+// would be given for [jobAckWait].
+func wake(ctx context.Context, c jetstream.Consumer) error {
+	it, err := c.Messages(jetstream.PullMaxMessages(1), jetstream.PullHeartbeat(pullHeartbeat))
+	if err != nil {
+		return fmt.Errorf("wait for a job: %w", err)
 	}
-	return nil
+	defer it.Stop()
+	defer context.AfterFunc(ctx, it.Drain)()
+	for {
+		m, err := it.Next()
+		switch {
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed), errors.Is(err, jetstream.ErrNoHeartbeat):
+			return nil // who waits asks again, and hears then what is wrong
+		case err != nil:
+			return fmt.Errorf("wait for a job: %w", err)
+		}
+		it.Drain() // before it is given out again, and comes here
+		_ = m.Nak()
+	}
 }
 
 // take reads a job; one that cannot be read is dead.
@@ -240,8 +252,16 @@ func (b *Bus) bury(stream, consumer string, m jetstream.Msg, why error) {
 	dead := &nats.Msg{Subject: deadSubject(stream, consumer), Data: m.Data(), Header: nats.Header{
 		"Petri-Subject": []string{m.Subject()}, "Petri-Error": []string{oneLine(why.Error())},
 	}}
+	if n := len(dead.Data); n > maxLetter {
+		dead.Data = dead.Data[:maxLetter]
+		dead.Header["Petri-Size"] = []string{strconv.Itoa(n)}
+	}
+	opts := []jetstream.PublishOpt{jetstream.WithRetryAttempts(0)}
+	if md, err := m.Metadata(); err == nil { // it may come again with what it shares a message with
+		opts = append(opts, jetstream.WithMsgID(fmt.Sprintf("%s/%d/%s", stream, md.Sequence.Stream, schemas.Sum(m.Data()).Token())))
+	}
 	err := retry(ctx, func(ctx context.Context) error {
-		_, err := b.js.PublishMsg(ctx, dead, jetstream.WithRetryAttempts(0))
+		_, err := b.js.PublishMsg(ctx, dead, opts...)
 		return err
 	})
 	if err != nil {

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -45,6 +47,7 @@ func claim(t *testing.T, q *bus.Queue) *bus.Job {
 }
 
 func TestQueueOrder(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	for _, p := range []string{"low", "normal", "high", "normal"} {
 		submit(t, b, p)
@@ -107,6 +110,7 @@ func waiting(t *testing.T, b *bus.Bus, consumer string) {
 }
 
 func TestReleasedJobComesBack(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	s := submit(t, b, "normal")
 	q, err := b.Queue(t.Context(), []string{"amd64"})
@@ -132,6 +136,7 @@ func TestReleasedJobComesBack(t *testing.T) {
 }
 
 func TestSubmitChecks(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	for name, change := range map[string]func(s *schemas.Submission){
 		"priority": func(s *schemas.Submission) { s.Options.Priority = "urgent" },
@@ -148,6 +153,7 @@ func TestSubmitChecks(t *testing.T) {
 }
 
 func TestFullQueue(t *testing.T) {
+	t.Parallel()
 	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -161,8 +167,9 @@ func TestFullQueue(t *testing.T) {
 	if err := b.Reconcile(t.Context(), bus.Limits{Log: 1 << 20, Store: 1 << 20, Jobs: 3}); err != nil {
 		t.Fatal(err)
 	}
+	acked := map[string]bool{}
 	for range 3 {
-		submit(t, b, "normal")
+		acked[submit(t, b, "normal").ID] = true
 	}
 	err = b.Submit(t.Context(), submission("high"))
 	var busy *bus.BusyError
@@ -175,9 +182,28 @@ func TestFullQueue(t *testing.T) {
 	if want := "3 submissions wait or are in work; retry after 1s"; !strings.Contains(err.Error(), want) {
 		t.Errorf("%q does not say %q", err, want)
 	}
+	figures := faults.Figures{Acked: len(acked)}
+	queued := map[string]int{}
+	if err := b.Queued(t.Context(), func(j bus.QueuedJob) error {
+		queued[j.Submission.ID]++
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for id := range acked {
+		figures.Doubled += max(0, queued[id]-1)
+		if queued[id] == 0 {
+			figures.Lost++
+		}
+	}
+	if len(queued) != len(acked) {
+		t.Errorf("%d submissions are queued, of %d", len(queued), len(acked))
+	}
+	figures.Report(t)
 }
 
 func TestCancelQueued(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	s := submit(t, b, "normal")
 	if err := b.Cancel(t.Context(), "default", s.ID, "somebody"); err != nil {
@@ -201,7 +227,77 @@ func TestCancelQueued(t *testing.T) {
 	}
 }
 
+// TestIdleLosesNothing has jobs of two priorities come at the same moment to who
+// waits for either: both are given out at once.
+func TestIdleLosesNothing(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	q, err := b.Queue(t.Context(), []string{"amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 100 {
+		var both sync.WaitGroup
+		got := make(chan *bus.Job, 2)
+		both.Go(func() {
+			for range 2 {
+				got <- claim(t, q)
+			}
+		})
+		for _, priority := range []string{"high", "low"} {
+			both.Go(func() { submit(t, b, priority) })
+		}
+		both.Wait()
+		for range 2 {
+			if err := (<-got).Done(t.Context()); err != nil {
+				t.Fatalf("job %d: %v", n, err)
+			}
+		}
+	}
+}
+
+// TestCancelRetry cancels an analysis that has failed, whose next attempt waits.
+func TestCancelRetry(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	s := submission("normal")
+	s.Options.Retries = 1
+	if err := b.Submit(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	w, err := b.BeginContext(t.Context(), "default", s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range []schemas.Typed{schemas.AnalysisSubmitted{Submission: s, Attempt: 1}, schemas.AnalysisFailed{Reason: "x"}} {
+		e, err := schemas.NewEvent("default", s.ID, w.NextID(), time.Now(), schemas.OriginHost, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Write(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Delete(t.Context(), "default", s.ID, bus.DeleteOptions{}); !errors.Is(err, bus.ErrRunning) {
+		t.Errorf("delete: %v", err)
+	}
+	if err := b.Cancel(t.Context(), "default", s.ID, "somebody"); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := b.Context(t.Context(), "default", schemas.AttemptID(s.ID, 2))
+	if err != nil || len(entries) != 2 || entries[1].Event.Name() != schemas.EventCancelled {
+		t.Errorf("the second attempt: %+v, %v", entries, err)
+	}
+	if n := messages(t, b, "JOBS"); n != 0 {
+		t.Errorf("%d jobs are left", n)
+	}
+	if err := b.Cancel(t.Context(), "default", s.ID, "somebody"); err == nil || !strings.Contains(err.Error(), schemas.EventFailed) {
+		t.Errorf("once more: %v", err)
+	}
+}
+
 func TestCancelRunning(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	a.event(schemas.Custom{Name: "running"})
@@ -227,6 +323,7 @@ func TestCancelRunning(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -262,6 +359,7 @@ func TestList(t *testing.T) {
 // TestLease has a worker that stood still while its lease ran out, and somebody
 // else took it.
 func TestLease(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	b.SetLeaseEvery(50 * time.Millisecond)
 	id := schemas.NewID(time.Now())
@@ -311,5 +409,34 @@ func TestLease(t *testing.T) {
 	}
 	if l, err := b.Leased(t.Context(), id); !errors.Is(err, bus.ErrNotFound) {
 		t.Errorf("the lease is still %+v, %v", l, err)
+	}
+}
+
+// TestClaimUntil has a claim that may last for a short time end with that time,
+// and with nothing else.
+func TestClaimUntil(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	q, err := b.Queue(t.Context(), []string{"amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 300 * time.Millisecond, 3 * time.Second} {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		if _, err := q.Claim(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("after %s: %v", d, err)
+		}
+		cancel()
+	}
+	// It takes what comes shortly before its end.
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	sent := make(chan error, 1)
+	time.AfterFunc(300*time.Millisecond, func() { sent <- b.Submit(ctx, submission("normal")) })
+	if _, err := q.Claim(ctx); err != nil {
+		t.Errorf("a job came while there was time: %v", err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
 	}
 }

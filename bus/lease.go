@@ -148,27 +148,34 @@ func (b *Bus) Cancel(ctx context.Context, tenant, analysis, by string) error {
 	}
 }
 
-// cancelQueued ends an analysis that has no runner.
+// cancelQueued ends an analysis that has no runner, or the next attempt of its
+// submission, if that is still in the queue.
 func (b *Bus) cancelQueued(ctx context.Context, tenant, analysis, by string) (done bool, err error) {
-	entries, err := b.Context(ctx, tenant, analysis)
+	job, attempt, err := b.queuedAs(ctx, tenant, analysis)
 	if err != nil {
 		return false, err
 	}
-	for _, e := range entries {
-		if schemas.Ending(e.Event.Name()) {
-			return false, fmt.Errorf("analysis %s has ended already (%s)", analysis, e.Event.Name())
+	id, first := analysis, ""
+	var entries []Entry
+	for {
+		if entries, err = b.Context(ctx, tenant, id); err != nil {
+			return false, err
 		}
+		ended := endingIn(entries)
+		if ended == "" {
+			break
+		}
+		if first == "" {
+			first = ended
+		}
+		if job == nil || attempt > job.Submission.Options.Retries {
+			return false, fmt.Errorf("analysis %s has ended already (%s)", analysis, first)
+		}
+		attempt++
+		id = schemas.AttemptID(job.Submission.ID, attempt)
 	}
-	var job *QueuedJob
-	err = b.Queued(ctx, func(q QueuedJob) error {
-		if q.Submission.ID == analysis && q.Submission.Tenant == tenant {
-			job = &q
-			return ErrStop
-		}
-		return nil
-	})
-	if err != nil {
-		return false, err
+	if len(entries) > 0 && id != analysis {
+		return false, fmt.Errorf("analysis %s has ended already (%s), and its sample is being run again as %s (petri cancel %s)", analysis, first, id, id)
 	}
 	if len(entries) > 0 {
 		// It was running, and whoever ran it does not answer.
@@ -178,15 +185,15 @@ func (b *Bus) cancelQueued(ctx context.Context, tenant, analysis, by string) (do
 	if job == nil {
 		return false, fmt.Errorf("analysis %s: %w", analysis, ErrNotFound)
 	}
-	w, err := b.BeginContext(ctx, tenant, analysis)
+	w, err := b.BeginContext(ctx, tenant, id)
 	if errors.Is(err, ErrFenced) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	e, err := schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost,
-		schemas.AnalysisSubmitted{Submission: job.Submission, Attempt: 1})
+	e, err := schemas.NewEvent(tenant, id, w.NextID(), time.Now(), schemas.OriginHost,
+		schemas.AnalysisSubmitted{Submission: job.Submission, Attempt: attempt})
 	if err != nil {
 		return false, err
 	}
@@ -196,11 +203,36 @@ func (b *Bus) cancelQueued(ctx context.Context, tenant, analysis, by string) (do
 		}
 		return false, err
 	}
-	if e, err = schemas.NewEvent(tenant, analysis, w.NextID(), time.Now(), schemas.OriginHost, schemas.AnalysisCancelled{By: by}); err != nil {
+	if e, err = schemas.NewEvent(tenant, id, w.NextID(), time.Now(), schemas.OriginHost, schemas.AnalysisCancelled{By: by}); err != nil {
 		return false, err
 	}
 	if err := w.Write(ctx, e); err != nil {
 		return false, err
 	}
 	return true, b.Unqueue(ctx, *job)
+}
+
+// queuedAs looks in the queue for the job one of whose attempts an analysis is,
+// and says which; nil: there is none.
+func (b *Bus) queuedAs(ctx context.Context, tenant, analysis string) (job *QueuedJob, attempt int, err error) {
+	err = b.Queued(ctx, func(q QueuedJob) error {
+		for n := 1; n <= q.Submission.Options.Retries+1; n++ {
+			if q.Submission.Tenant == tenant && schemas.AttemptID(q.Submission.ID, n) == analysis {
+				job, attempt = &q, n
+				return ErrStop
+			}
+		}
+		return nil
+	})
+	return job, attempt, err
+}
+
+// endingIn names the event with which an analysis has ended; empty: it has not.
+func endingIn(entries []Entry) string {
+	for _, e := range entries {
+		if schemas.Ending(e.Event.Name()) {
+			return e.Event.Name()
+		}
+	}
+	return ""
 }

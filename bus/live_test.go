@@ -107,6 +107,7 @@ func (c *collected) whole(t *testing.T, a *analysis) {
 
 // TestLiveSlow takes so long over an event that the client drops thousands.
 func TestLiveSlow(t *testing.T) {
+	t.Parallel()
 	b, s := startAt(t, t.TempDir())
 	reader, err := bus.Connect(t.Context(), s.Address(), "reader")
 	if err != nil {
@@ -145,10 +146,12 @@ func TestLiveSlow(t *testing.T) {
 	if n := c.missed(); n < 1000 {
 		t.Errorf("%d events were missed; the reader was not slow", n)
 	}
+	account(t, b, a)
 }
 
 // TestLiveStrange has messages between events that are none.
 func TestLiveStrange(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	c := listen(t, b, "default")
@@ -250,6 +253,7 @@ func (p *proxy) closeAll() {
 // TestLiveDisconnected loses the connection in the middle: once so that a later
 // event shows the gap, and once at the end, where only the silence does.
 func TestLiveDisconnected(t *testing.T) {
+	t.Parallel()
 	for _, atEnd := range []bool{false, true} {
 		t.Run(fmt.Sprintf("at_end_%t", atEnd), func(t *testing.T) {
 			b, s := startAt(t, t.TempDir())
@@ -300,6 +304,7 @@ func TestLiveDisconnected(t *testing.T) {
 // TestLiveForeign has another tenant between one's own events: a sequence that
 // is skipped for that is no gap.
 func TestLiveForeign(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	c := listen(t, b, "default")
@@ -322,6 +327,7 @@ func TestLiveForeign(t *testing.T) {
 
 // TestLiveBehavior counts the behaviour that does not come.
 func TestLiveBehavior(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	show := func(n uint64) {

@@ -4,20 +4,27 @@ package bus_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
 func TestReadInOrder(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a, other := newAnalysis(t, b), newAnalysis(t, b)
 	var want []string
@@ -49,6 +56,7 @@ func TestReadInOrder(t *testing.T) {
 }
 
 func TestFollow(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	a.event(schemas.Custom{Name: "first"})
@@ -74,13 +82,18 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-func TestOneWriter(t *testing.T) { oneWriter(t, start(t)) }
+func TestOneWriter(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	account(t, b, oneWriter(t, b))
+}
 
 func TestSameBytes(t *testing.T) { sameBytes(t, start(t)) }
 
 // TestBeginContext is a sandbox that has found an analysis without events, and
 // takes it up after somebody else has cancelled it or taken it.
 func TestBeginContext(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	s := submit(t, b, "normal")
 	early, err := b.BeginContext(t.Context(), "default", s.ID)
@@ -107,6 +120,7 @@ func TestBeginContext(t *testing.T) {
 }
 
 func TestOneEnding(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := newAnalysis(t, b)
 	a.event(schemas.Custom{Name: "begin"})
@@ -134,6 +148,7 @@ func TestOneEnding(t *testing.T) {
 }
 
 func TestSurvivesRestart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	b, s := startAt(t, dir)
 	a := newAnalysis(t, b)
@@ -150,7 +165,7 @@ func TestSurvivesRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	if s.Address().URL != addr.URL || s.Address().Password != addr.Password {
+	if s.Address().URL != addr.URL || s.Address().Creds != addr.Creds {
 		t.Error("clients that live on will not find the new server")
 	}
 	a.event(schemas.Custom{Name: "after"}) // over the old connection
@@ -160,14 +175,20 @@ func TestSurvivesRestart(t *testing.T) {
 }
 
 func TestSecondServer(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	_, _ = startAt(t, dir)
+	b, _ := startAt(t, dir)
+	a := newAnalysis(t, b)
+	a.event(schemas.Custom{Name: "before"})
 	if _, err := bus.StartServer(dir, bus.ServerOptions{}); !errors.Is(err, bus.ErrInUse) {
 		t.Errorf("a second server: %v", err)
 	}
+	a.event(schemas.Custom{Name: "after"})
+	account(t, b, a)
 }
 
 func TestListen(t *testing.T) {
+	t.Parallel()
 	for _, listen := range []string{"0.0.0.0:0", "nonsense", "example.org:4222", "127.0.0.1:x"} {
 		if s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{Listen: listen}); err == nil {
 			s.Close()
@@ -176,13 +197,128 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// TestCredentials has who has no credentials, or another server's, refused.
 func TestCredentials(t *testing.T) {
+	t.Parallel()
 	_, s := startAt(t, t.TempDir())
+	_, other := startAt(t, t.TempDir())
 	a := s.Address()
-	for _, bad := range []bus.Address{{URL: a.URL}, {URL: a.URL, User: a.User, Password: "petri"}, {URL: a.URL, User: "admin", Password: a.Password}} {
-		if b, err := bus.Connect(t.Context(), bad, "stranger"); err == nil {
-			b.Close()
-			t.Errorf("%+v got in", bad)
+	for _, bad := range []bus.Address{{URL: a.URL}, {URL: strings.Replace(a.URL, "//", "//petri:petri@", 1)}, {URL: a.URL, Creds: other.Address().Creds}} {
+		if b, err := bus.Connect(t.Context(), bad, "stranger"); !errors.Is(err, nats.ErrAuthorization) {
+			if err == nil {
+				b.Close()
+			}
+			t.Errorf("%+v: %v", bad, err)
 		}
+	}
+}
+
+// TestUpgrade starts on a directory of an older Petri, whose server knew one
+// user by a password and kept the streams of no account, with the keys lost, and
+// as it is.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	b, s := startAt(t, dir)
+	a := newAnalysis(t, b)
+	a.event(schemas.Custom{Name: "before"})
+	url := s.Address().URL
+	s.Kill()
+	streams := filepath.Join(dir, "jetstream")
+	of, err := filepath.Glob(filepath.Join(streams, "*", "streams"))
+	if err != nil || len(of) != 1 {
+		t.Fatalf("the streams lie in %v, %v", of, err)
+	}
+	if err := os.Rename(filepath.Dir(of[0]), filepath.Join(streams, "$G")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"keys", "users", "accounts.conf"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old, err := json.Marshal(map[string]any{"url": url, "user": "petri", "password": "old", "pid": 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "nats.json"), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	account := ""
+	for round, lost := range []bool{false, true, false} {
+		if lost {
+			if err := os.RemoveAll(filepath.Join(dir, "keys")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := bus.StartServer(dir, bus.ServerOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Address().URL != url {
+			t.Errorf("round %d: it is at %s, not at %s", round, s.Address().URL, url)
+		}
+		b, err := bus.Connect(t.Context(), s.Address(), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		a.b = b
+		if n := len(a.names()); n != 1+round {
+			t.Errorf("round %d: %d events", round, n)
+		}
+		if a.w, err = b.OpenContext(t.Context(), "default", a.id); err != nil {
+			t.Fatal(err)
+		}
+		a.event(schemas.Custom{Name: "after"})
+		b.Close()
+		s.Kill()
+		of, err := filepath.Glob(filepath.Join(streams, "A*", "streams"))
+		if err != nil || len(of) != 1 || (of[0] == account) != (round == 2) { // new keys are another account
+			t.Fatalf("round %d: the streams lie in %v, %v", round, of, err)
+		}
+		account = of[0]
+	}
+}
+
+// TestReadersLeave has readers leave no trace, and one for whom the server has no
+// place, of which it has a thousand, wait until there is one.
+func TestReadersLeave(t *testing.T) {
+	t.Parallel() // it waits until they are forgotten
+	b := start(t)
+	a := newAnalysis(t, b)
+	a.event(schemas.StartAnalysis{})
+	consumers := func() int {
+		t.Helper()
+		st, err := b.JetStream().Stream(t.Context(), "LOG")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.CachedInfo().State.Consumers
+	}
+	before := consumers()
+	for range 20 {
+		a.names()
+	}
+	if consumers() <= before {
+		t.Fatal("readers make no consumers: this tests nothing")
+	}
+	for end := time.Now().Add(20 * time.Second); consumers() > before; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("there are %d consumers more", consumers()-before)
+		}
+	}
+	cfg := jetstream.ConsumerConfig{AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, InactiveThreshold: 10 * time.Second}
+	for err := error(nil); err == nil; {
+		_, err = b.JetStream().CreateConsumer(t.Context(), "LOG", cfg)
+		var full *jetstream.APIError
+		if err != nil && (!errors.As(err, &full) || full.ErrorCode != 10026) {
+			t.Fatal(err)
+		}
+	}
+	if got := a.names(); len(got) != 1 {
+		t.Errorf("read %v", got)
 	}
 }

@@ -89,24 +89,33 @@ func (b *Bus) lookupIn(ctx context.Context, stream string, l lookup) (*jetstream
 // not that it is the last: any replica may answer, and only if that has none
 // the leader is asked. That costs a fraction, and the load is shared.
 func (b *Bus) anyMsg(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
-	if b.tenant != "" {
-		return b.lastMsg(ctx, subject)
-	}
-	req, err := json.Marshal(lookup{Last: subject})
-	if err != nil {
-		return nil, err
-	}
-	try, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	m, err := b.request(try, jetstream.DefaultAPIPrefix+"DIRECT.GET."+streamLog, req)
-	if err == nil && m.Header.Get("Status") == "" && m.Header.Get(jetstream.SubjectHeader) != "" {
-		seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
-		at := m.Header.Get(jetstream.SubjectHeader)
-		if _, foreign := own(at, m.Data); err == nil && foreign == nil {
-			return &jetstream.RawStreamMsg{Subject: at, Sequence: seq, Data: m.Data}, nil
+	if m, ok := b.anyIn(ctx, streamLog, lookup{Last: subject}); ok {
+		if _, err := own(m.Subject, m.Data); err == nil {
+			return m, nil
 		}
 	}
 	return b.lastMsg(ctx, subject)
+}
+
+// anyIn reads one message from any replica of a stream. False says nothing: the
+// leader may have it.
+func (b *Bus) anyIn(ctx context.Context, stream string, l lookup) (*jetstream.RawStreamMsg, bool) {
+	if b.tenant != "" {
+		return nil, false
+	}
+	req, err := json.Marshal(l)
+	if err != nil {
+		return nil, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	m, err := b.request(ctx, jetstream.DefaultAPIPrefix+"DIRECT.GET."+stream, req)
+	if err != nil || m.Header.Get("Status") != "" {
+		return nil, false
+	}
+	seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
+	at := m.Header.Get(jetstream.SubjectHeader)
+	return &jetstream.RawStreamMsg{Subject: at, Sequence: seq, Header: m.Header, Data: m.Data}, err == nil && at != ""
 }
 
 // subjects calls fn with every subject of a stream that matches a filter, and

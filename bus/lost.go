@@ -82,9 +82,9 @@ func (b *Bus) AnswerLost(ctx context.Context, log *slog.Logger) error {
 }
 
 // answerLost answers the task that an advisory speaks of.
-func (b *Bus) answerLost(ctx context.Context, advisory []byte) error {
-	var a advisoryEvent
-	if json.Unmarshal(advisory, &a) != nil {
+func (b *Bus) answerLost(ctx context.Context, body []byte) error {
+	var a advisory
+	if json.Unmarshal(body, &a) != nil {
 		return nil // not ours to judge
 	}
 	analyzer, ok := taskAnalyzer(a.Stream, a.Consumer)
@@ -192,16 +192,4 @@ func (b *Bus) pullLost(ctx context.Context, stream string, looked map[string]uin
 // answered, the time of the last who took it is up, and nobody asks for more.
 func forsaken(info *jetstream.ConsumerInfo, now time.Time) bool {
 	return info.NumRedelivered > 0 && info.NumWaiting == 0 && info.Delivered.Last != nil && now.Sub(*info.Delivered.Last) > TaskAckWait*3/2
-}
-
-// advisoryExceeded is where the server says that a message was given out too
-// often; stream and consumer follow.
-const advisoryExceeded = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
-
-// advisoryEvent is what it says.
-// https://github.com/nats-io/nats-server/blob/main/server/jetstream_events.go
-type advisoryEvent struct {
-	Stream    string `json:"stream"`
-	Consumer  string `json:"consumer"`
-	StreamSeq uint64 `json:"stream_seq"`
 }

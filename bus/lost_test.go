@@ -35,6 +35,9 @@ func TestLostTask(t *testing.T) {
 		if task.Attempt != n || *task.Ref.SHA256 != sample {
 			t.Fatalf("attempt %d is %d, of %v", n, task.Attempt, task.Ref)
 		}
+		if err := task.Begin(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if n == bus.TaskMaxDeliver {
 			break // it dies, and nobody says so
 		}
@@ -66,6 +69,7 @@ func TestLostTask(t *testing.T) {
 	if len(receipts) != 1 || receipts[0].Status != schemas.TaskFailed || !strings.HasPrefix(receipts[0].Error, "poison: ") || receipts[0].Version != "1.0.0" {
 		t.Errorf("receipts %+v", receipts)
 	}
+	account(t, b, a)
 }
 
 // TestLostRunTask has whoever takes a task of a run die of it, until nobody is
@@ -90,6 +94,9 @@ func TestLostRunTask(t *testing.T) {
 		task := next(t, b, "doomed")
 		if task.Attempt != n || task.Ref.Run != run {
 			t.Fatalf("attempt %d is %d, of %v", n, task.Attempt, task.Ref)
+		}
+		if err := task.Begin(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 		if n == bus.TaskMaxDeliver {
 			break // it dies, and nobody says so
@@ -127,6 +134,7 @@ func TestLostRunTask(t *testing.T) {
 	if err := b.RetryDead(t.Context(), letters[0].ID); err == nil || !strings.Contains(err.Error(), "petri hunt") {
 		t.Errorf("retry: %v", err)
 	}
+	account(t, b, a)
 }
 
 // answerLost answers lost tasks during the test.

@@ -20,10 +20,15 @@ import (
 // a hint that anybody may lose: who follows it looks into the log before it
 // believes, and a key that is not there costs no more than the work.
 
-// memoKey names the work of a task. Runs have keys of their own: what they
-// derive is not announced, so that nobody else can take their answer.
+// memoKey names the work of a task. Runs have keys of their own: what is live
+// takes no answer of theirs. An older Petri, which kept nothing of what a run
+// derived, said false for them.
 func memoKey(t schemas.TaskRef, live bool, version string, rules, config *schemas.Digest) string {
-	return schemas.Sum(fmt.Appendf(nil, "%s/%t/%s/%q/%v/%v/%s/%s", t.Tenant, live, t.Analyzer, version, rules, config, t.Kind, t.Token())).Token()
+	whose := "runs"
+	if live {
+		whose = "true"
+	}
+	return schemas.Sum(fmt.Appendf(nil, "%s/%s/%s/%q/%v/%v/%s/%s", t.Tenant, whose, t.Analyzer, version, rules, config, t.Kind, t.Token())).Token()
 }
 
 // remember notes a task that was done, for who has the same to do. Nobody waits
@@ -113,7 +118,7 @@ func sameWork(f *schemas.FinishedTask, r *schemas.Receipt) error {
 	case t.Analysis == f.Task.Analysis && t.Run == f.Task.Run:
 		return errors.New("it is the task itself")
 	case t.Run != schemas.LiveRun && f.Task.Run == schemas.LiveRun:
-		return errors.New("it is of a run, which announces nothing")
+		return errors.New("it is of a run, which counts only where it is adopted")
 	case r.Version != f.Version || !sameDigest(r.Rules, f.Rules) || !sameDigest(r.Config, f.Config):
 		return errors.New("it is of another version, other rules or another configuration")
 	case r.Status != schemas.TaskDone:
@@ -290,10 +295,21 @@ func addEarlier(f *schemas.FinishedTask, t schemas.TaskRef, e schemas.Event) err
 		// Runs announce nothing, so that these are the live task's.
 		if e.Tenant == t.Tenant && e.Analysis == t.Analysis && t.Run == schemas.LiveRun &&
 			a.Analyzer == t.Analyzer && sameDigest(a.Parent, t.SHA256) {
-			f.Derived = append(f.Derived, schemas.Derived{
-				Kind: a.Kind, SHA256: a.SHA256, Size: a.Size, MediaType: a.MediaType, Name: a.Name, File: a.File,
-			})
+			f.Derived = append(f.Derived, derivedAs(&a))
+		}
+	case "derivation":
+		var d schemas.Derivation
+		if err := e.Decode(&d); err != nil {
+			return err
+		}
+		if taskSum(d.Task) == taskSum(t) {
+			f.Derived = append(f.Derived, derivedAs(&d.Artifact))
 		}
 	}
 	return nil
+}
+
+// derivedAs is what an analyzer handed in for an artifact that it derived.
+func derivedAs(a *schemas.Artifact) schemas.Derived {
+	return schemas.Derived{Kind: a.Kind, SHA256: a.SHA256, Size: a.Size, MediaType: a.MediaType, Name: a.Name, File: a.File}
 }

@@ -33,6 +33,7 @@ func earlier(t *testing.T, b *bus.Bus, f schemas.FinishedTask, want bool) *schem
 // TestReuse answers a task from an earlier one, with all that it gave, and not
 // where anything differs.
 func TestReuse(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -96,6 +97,7 @@ func TestReuse(t *testing.T) {
 
 // TestReuseRefused has an analyzer lie about earlier answers.
 func TestReuseRefused(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -140,6 +142,7 @@ func TestReuseRefused(t *testing.T) {
 // TestReuseDeleted deletes the analysis that has the earlier answer: the work
 // is done once more.
 func TestReuseDeleted(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -163,6 +166,7 @@ func TestReuseDeleted(t *testing.T) {
 // when the analyzer has looked, and the clerk has not: the work is done all the
 // same.
 func TestReuseDeletedMeanwhile(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	register(t, b, "static", schemas.KindSample)
 	stop := runClerk(t, b)
@@ -204,6 +208,7 @@ func TestReuseDeletedMeanwhile(t *testing.T) {
 // TestForce has two runs over the same artifacts; who works is told of which the
 // answers are to be new.
 func TestForce(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	drive(t, b)
@@ -248,6 +253,7 @@ func TestForce(t *testing.T) {
 
 // TestReuseArchived answers from an analysis that the log has no longer.
 func TestReuseArchived(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -38,6 +39,7 @@ const (
 )
 
 func TestModel(t *testing.T) {
+	t.Parallel()
 	if s := os.Getenv(modelSeed); s != "" {
 		seed, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
@@ -57,7 +59,8 @@ func TestModel(t *testing.T) {
 			t.Fatalf("run it again: %s=%d go test ./bus -run TestModel", modelSeed, i)
 		}
 	}
-	t.Logf("%d walks, %+v", walks, total)
+	// A walk in which something was lost, doubled or wrong has failed.
+	faults.Figures{Acked: total.Receipts, Note: fmt.Sprintf("%d walks, %+v", walks, total)}.Report(t)
 	// A model in which nothing happens shows nothing.
 	for _, n := range []int{total.Crashes, total.Tasks, total.Receipts, total.Rejected, total.Poison, total.Refused, total.Withdrawn, total.Deadline, total.Whole, total.Astray} {
 		if n == 0 && !testing.Short() {

@@ -38,7 +38,7 @@ func TestStockObjectGet(t *testing.T) {
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "node", "object.mjs", d.String())
 		cmd.Dir = "testdata/js"
-		cmd.Env = append(os.Environ(), "NATS_URL="+s.Address().URL, "NATS_USER="+s.Address().User, "NATS_PASSWORD="+s.Address().Password)
+		cmd.Env = append(os.Environ(), "NATS_URL="+s.Address().URL, "NATS_CREDS="+s.Address().Creds)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		stored, err := cmd.Output()

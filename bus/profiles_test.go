@@ -14,6 +14,7 @@ import (
 )
 
 func TestProfiles(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	ctx := t.Context()
 	if p, err := b.Profile(ctx, "amd64"); !errors.Is(err, bus.ErrNotFound) {
@@ -50,6 +51,7 @@ func TestProfiles(t *testing.T) {
 
 // TestProfileUnreadable wants what cannot be read told from what is not there.
 func TestProfileUnreadable(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	kv, err := b.JetStream().KeyValue(t.Context(), "PROFILES")
 	if err != nil {

@@ -4,7 +4,6 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -19,7 +18,7 @@ import (
 // publish stores one event under a subject of the log and returns its
 // sequence. A repetition within the dup window is stored once.
 func (b *Bus) publish(ctx context.Context, subject string, e schemas.Event, opts ...jetstream.PublishOpt) (uint64, error) {
-	body, err := json.Marshal(e)
+	body, err := e.Encode()
 	if err != nil {
 		return 0, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
@@ -130,7 +129,7 @@ func (w *ContextWriter) NextID() string { return w.analysis + "/context/" + strc
 // analysis has another writer. After any other error the event may be stored or
 // not, and only the same may be written again.
 func (w *ContextWriter) Write(ctx context.Context, e schemas.Event) error {
-	body, err := json.Marshal(e)
+	body, err := e.Encode()
 	if err != nil {
 		return fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
@@ -236,7 +235,7 @@ func (b *Bus) PublishReport(ctx context.Context, e schemas.Event, format string)
 // PublishBehavior shows a live behaviour event to whoever watches. It is not
 // stored, and nobody learns whether it arrived.
 func (b *Bus) PublishBehavior(tenant, analysis string, bh *schemas.Behavior, e schemas.Event) error {
-	body, err := json.Marshal(e)
+	body, err := e.Encode()
 	if err != nil {
 		return err
 	}

@@ -50,15 +50,17 @@ func (r *reading) foreign() uint64 {
 }
 
 // skip notes a message that is foreign, or repeats an event.
-func (r *reading) skip(e Entry) bool {
-	if !e.foreign && !r.repeats.again(e) {
-		return false
+func (r *reading) skip(e Entry) (bool, error) {
+	if !e.foreign {
+		if was, err := r.repeats.again(e); err != nil || !was {
+			return false, err
+		}
 	}
 	r.strange = append(r.strange, e.Seq)
 	if r.stranger != nil {
 		r.stranger()
 	}
-	return true
+	return true, nil
 }
 
 // errMoved says that the archiver came between.
@@ -138,7 +140,9 @@ func (r *reading) readArchive(ctx context.Context) error {
 		if n++; n <= r.passed {
 			return nil
 		}
-		r.repeats.again(e)
+		if _, err := r.repeats.again(e); err != nil {
+			return err
+		}
 		return r.give(e)
 	})
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
@@ -204,10 +208,12 @@ func (r *reading) readLog(ctx context.Context) error {
 				return ErrStop
 			}
 			r.last = e.Seq
-			if !r.skip(e) {
-				if err := r.give(e); err != nil {
-					return err
-				}
+			skipped, err := r.skip(e)
+			if err == nil && !skipped {
+				err = r.give(e)
+			}
+			if err != nil {
+				return err
 			}
 			if !r.follow && e.Seq == end {
 				return ErrStop
@@ -241,6 +247,11 @@ func (r *reading) there(ctx context.Context, end uint64) error {
 // while: that may be the server's trouble.
 const nobodyKnows = math.MaxUint64
 
+// readerIdle is for how long the server remembers who has read the log and asks for
+// no more. Who is only cut off for longer begins anew where he stood. Of those that
+// it remembers it takes a thousand, with the analyzers'.
+const readerIdle = 5 * time.Second
+
 // batches gives fn what an ordered consumer of the log delivers, foreign messages
 // too, as much at a time as there is, with the number of messages that wait behind it. If there is
 // nothing at first fn is given an empty batch, and again whenever nothing has
@@ -251,13 +262,16 @@ func (b *Bus) batches(ctx context.Context, subjects []string, from uint64, fn fu
 		return b.steps(ctx, subjects[0], from, fn)
 	}
 	const most = 512
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: time.Minute}
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: readerIdle}
 	if from > 0 {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, from
 	}
 	var cons jetstream.Consumer
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		cons, err = b.js.OrderedConsumer(ctx, streamLog, cfg)
+		if hasCode(err, codeMaxConsumers) { // until some are forgotten
+			return passing{err}
+		}
 		return err
 	})
 	if err != nil {

@@ -55,8 +55,10 @@ func (b *Bus) references(ctx context.Context, fn func(reference) error) error {
 		if err != nil {
 			return fmt.Errorf("read the inbox: %w", err)
 		}
-		if err := inboxRefs(m.Data, fn); err != nil {
-			return err
+		for _, body := range apart(m.Data) {
+			if err := inboxRefs(body, fn); err != nil {
+				return err
+			}
 		}
 		next = m.Sequence + 1
 	}
@@ -78,7 +80,7 @@ func (b *Bus) history(ctx context.Context, damaged func(a schemas.ArchiveEntry, 
 		})
 	}
 	var subjects []string
-	for _, family := range []string{"artifact", "segment", "receipt", "report"} {
+	for _, family := range []string{"artifact", "derivation", "segment", "receipt", "report"} {
 		subjects = append(subjects, logPrefix+"*.*."+family+".>")
 	}
 	subjects = append(subjects, contextSubject("*", "*", schemas.EventSubmitted))
@@ -149,6 +151,11 @@ func eventRefs(e schemas.Event, fn func(reference) error) error {
 		var a schemas.Artifact
 		if e.Decode(&a) == nil {
 			return ref(bucketArtifacts, a.Kind, a.SHA256, a.Size)
+		}
+	case "derivation":
+		var d schemas.Derivation
+		if e.Decode(&d) == nil {
+			return ref(bucketArtifacts, d.Artifact.Kind, d.Artifact.SHA256, d.Artifact.Size)
 		}
 	case "segment":
 		var s schemas.Segment

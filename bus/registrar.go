@@ -75,7 +75,8 @@ func (r *Registrar) Run(ctx context.Context) error {
 }
 
 // requestTime bounds one request's work. The server makes up to three assets
-// for it, and may be choosing a leader.
+// for it, and may be choosing a leader. What it is asked for may get lost with the
+// old one: each question is asked again after a moment, for others wait behind it.
 const requestTime = 30 * time.Second
 
 func (r *Registrar) answer(ctx context.Context, m *nats.Msg) {
@@ -144,18 +145,22 @@ func (b *Bus) admit(ctx context.Context, r schemas.Registration) (schemas.Regist
 		return schemas.Registered{}, err
 	}
 	uploads := objectStream(bucketUploads+r.Name, "what "+r.Name+" has handed in and the clerk not yet verified", 8<<30, uploadTTL)
-	if err := b.ensureStream(ctx, uploads, replicas); err != nil {
+	if err := withPeers(ctx, func(ctx context.Context) error { return b.ensureStream(ctx, uploads, replicas) }); err != nil {
 		return schemas.Registered{}, err
 	}
 	runs := runConsumer(r.Name)
-	if _, err := b.js.CreateOrUpdateConsumer(ctx, streamRuns, runs); err != nil {
+	err = withPeers(ctx, func(ctx context.Context) error {
+		_, err := b.js.CreateOrUpdateConsumer(ctx, streamRuns, runs)
+		return err
+	})
+	if err != nil {
 		return schemas.Registered{}, fmt.Errorf("make the consumer of the runs of %s: %w", r.Name, err)
 	}
 	if err := register(ctx, onServer{b}, r); err != nil {
 		return schemas.Registered{}, err
 	}
 	return schemas.Registered{
-		Stream: streamLog, Consumer: liveConsumerName(r.Name), Runs: runs.Durable, Uploads: bucketUploads + r.Name,
+		Stream: streamLog, Consumer: liveConsumerName(r.Name), Runs: runs.Durable, Uploads: bucketUploads + r.Name, Together: maxTogether,
 	}, nil
 }
 

@@ -41,6 +41,7 @@ func stored(t *testing.T, b *bus.Bus, subject string) int {
 }
 
 func TestRegisterAgain(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	var all sync.WaitGroup
 	for range 8 {
@@ -70,9 +71,11 @@ func TestRegisterAgain(t *testing.T) {
 			t.Errorf("a task of %s, not %s", task.Ref.Kind, want)
 		}
 	}
+	account(t, b, a)
 }
 
 func TestUnregister(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	if err := b.Unregister(t.Context(), "yara"); err == nil || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("who was never there was unregistered: %v", err)
@@ -101,13 +104,15 @@ func TestUnregister(t *testing.T) {
 	if n := stored(t, b, "petri._unregistry.yara"); n != 1 {
 		t.Errorf("%d withdrawals", n)
 	}
+	account(t, b, a)
 }
 
 // TestRegistrarRefuses has a stranger's words refused with a reason.
 func TestRegistrarRefuses(t *testing.T) {
+	t.Parallel()
 	_, s := startAt(t, t.TempDir())
 	a := s.Address()
-	nc, err := nats.Connect(a.URL, nats.UserInfo(a.User, a.Password))
+	nc, err := nats.Connect(a.URL, nats.UserCredentials(a.Creds))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +157,7 @@ func TestRegistrarRefuses(t *testing.T) {
 
 // TestRegisterWaits has an analyzer that is there before its registrar.
 func TestRegisterWaits(t *testing.T) {
+	t.Parallel()
 	s, err := bus.StartServer(t.TempDir(), bus.ServerOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -66,6 +66,9 @@ func (b *Bus) askRegistrar(ctx context.Context, subject, name string, data schem
 			if a.Error != "" {
 				return errors.New(a.Error)
 			}
+			if a.Together > 0 {
+				b.together.Store(int32(min(a.Together, maxTogether)))
+			}
 			return nil
 		}
 		if !transient(err) {
@@ -167,7 +170,11 @@ func (b onServer) announce(ctx context.Context, r schemas.Registration) (uint64,
 }
 
 func (b onServer) consumer(ctx context.Context, name string) (*jetstream.ConsumerConfig, error) {
-	cons, err := b.js.Consumer(ctx, streamLog, name)
+	var cons jetstream.Consumer
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		cons, err = b.js.Consumer(ctx, streamLog, name)
+		return err
+	})
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, nil
 	}
@@ -179,11 +186,13 @@ func (b onServer) consumer(ctx context.Context, name string) (*jetstream.Consume
 
 func (b onServer) setConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error {
 	cfg.FilterSubjects, cfg.FilterSubject = filters(cfg), ""
-	_, err := b.js.CreateConsumer(ctx, streamLog, cfg)
-	if errors.Is(err, jetstream.ErrConsumerExists) {
-		_, err = b.js.UpdateConsumer(ctx, streamLog, cfg)
-	}
-	return err
+	return withPeers(ctx, func(ctx context.Context) error {
+		_, err := b.js.CreateConsumer(ctx, streamLog, cfg)
+		if errors.Is(err, jetstream.ErrConsumerExists) {
+			_, err = b.js.UpdateConsumer(ctx, streamLog, cfg)
+		}
+		return err
+	})
 }
 
 // unregister can be cut off anywhere and repeated, like [register]. A consumer
@@ -209,7 +218,7 @@ func (b onServer) retract(ctx context.Context, analyzer string) error {
 }
 
 func (b onServer) dropConsumer(ctx context.Context, name string) error {
-	err := b.js.DeleteConsumer(ctx, streamLog, name)
+	err := retry(ctx, func(ctx context.Context) error { return b.js.DeleteConsumer(ctx, streamLog, name) })
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil
 	}
@@ -266,9 +275,10 @@ func runConsumer(analyzer string) jetstream.ConsumerConfig {
 // given out again.
 const TaskAckWait = 10 * time.Second
 
-// taskMaxDeliver is more than any runner tries: it is the runner that declares
-// a task poison, by handing it in as failed.
-const taskMaxDeliver = 8
+// taskMaxDeliver is more than any runner tries, with those who give a task back
+// because they are stopped: it is the runner that declares a task poison, by
+// handing it in as failed.
+const taskMaxDeliver = 16
 
 func liveConsumer(r schemas.Registration, seq uint64) jetstream.ConsumerConfig {
 	cfg := jetstream.ConsumerConfig{

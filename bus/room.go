@@ -140,7 +140,7 @@ const (
 // Gauges returns how full the streams are that have a limit.
 func (b *Bus) Gauges(ctx context.Context) ([]Gauge, error) {
 	var out []Gauge
-	for _, name := range []string{streamLog, streamInbox, "OBJ_" + bucketArtifacts, "OBJ_" + bucketReports, "OBJ_" + bucketArchive} {
+	for _, name := range []string{streamLog, streamInbox, objectStreamName(bucketArtifacts), objectStreamName(bucketReports), objectStreamName(bucketArchive)} {
 		st, err := b.js.Stream(ctx, name)
 		if err != nil {
 			return nil, fmt.Errorf("look at %s: %w", name, err)

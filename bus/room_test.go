@@ -17,6 +17,7 @@ import (
 )
 
 func TestJudge(t *testing.T) {
+	t.Parallel()
 	disk := func(used, total int64) bus.Gauge { return bus.Gauge{Name: "disk", Used: used, Total: total} }
 	for _, tt := range []struct {
 		name   string
@@ -45,6 +46,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestWatermarksFlag(t *testing.T) {
+	t.Parallel()
 	var w bus.Watermarks
 	if w.String() != "80,90" {
 		t.Errorf("default %s", &w)
@@ -66,6 +68,7 @@ func queueable() schemas.Submission {
 // TestRoom fills the disk, as far as can be told, and a stream, and empties them
 // again: another host that submits is told.
 func TestRoom(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dir := t.TempDir()
 	s, err := bus.StartServer(dir, bus.ServerOptions{})

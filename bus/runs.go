@@ -21,7 +21,8 @@ import (
 // A run lets analyzers loose on artifacts that were announced long ago. What it
 // is about is listed once, and never published again: its tasks go to the
 // analyzers by a work queue of their own, its findings are refindings, and its
-// receipts carry its id, so that nobody who follows analyses notices.
+// receipts carry its id, so that nobody who follows analyses notices. What is
+// derived in it is listed behind that, and is nobody else's either.
 
 // Subjects of the stream RUNS. The first is the run itself, which is the task
 // of whoever drives it.
@@ -254,6 +255,7 @@ type runPiece struct {
 	N        int       `json:"n"`
 	Tasks    []runItem `json:"tasks"`
 	Ended    bool      `json:"ended,omitempty"`
+	Derived  bool      `json:"derived,omitempty"` // in the run, as all behind it of its analysis are
 	runCount
 }
 
@@ -270,6 +272,17 @@ type runCount struct {
 	Skipped int `json:"skipped,omitempty"`
 	Reused  int `json:"reused,omitempty"`
 	Gone    int `json:"gone,omitempty"`
+}
+
+// answers is how many tasks have come to an end.
+func (c *runCount) answers() int { return c.Done + c.Failed + c.Skipped + c.Gone }
+
+// tasks is how many the piece has, or had.
+func (p *runPiece) tasks() int {
+	if p.Ended {
+		return p.answers()
+	}
+	return len(p.Tasks)
 }
 
 func (c *runCount) add(o runCount) {
@@ -307,21 +320,25 @@ func (i runItem) ref(tenant, analysis, run string) schemas.TaskRef {
 	return t
 }
 
+// pieceKeys lists the keys of a run's pieces, in their order, as the leader of
+// their stream has them: a watch may be at a replica that lacks the last ones.
+func (b *Bus) pieceKeys(ctx context.Context, run string) ([]string, error) {
+	const prefix = "$KV." + kvRuns + "."
+	var keys []string
+	err := b.subjects(ctx, "KV_"+kvRuns, prefix+run+".>", func(subject string, _ uint64) error {
+		keys = append(keys, strings.TrimPrefix(subject, prefix))
+		return nil
+	})
+	slices.SortFunc(keys, comparePieces)
+	return slices.Compact(keys), err // one may be on two pages if others are added meanwhile
+}
+
 // pieces calls fn with the pieces of a run's list, in the order of their keys.
 func (b *Bus) pieces(ctx context.Context, run string, fn func(key string, p *runPiece) error) error {
-	kv, err := b.js.KeyValue(ctx, kvRuns)
+	keys, err := b.pieceKeys(ctx, run)
 	if err != nil {
-		return fmt.Errorf("open the runs: %w", err)
+		return err
 	}
-	lister, err := kv.ListKeysFiltered(ctx, run+".>")
-	if err != nil {
-		return fmt.Errorf("list run %s: %w", run, err)
-	}
-	var keys []string
-	for k := range lister.Keys() {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, comparePieces)
 	for _, k := range keys {
 		p := new(runPiece)
 		if _, err := b.runRecord(ctx, k, p); errors.Is(err, ErrNotFound) {
@@ -347,9 +364,9 @@ func comparePieces(a, b string) int {
 	return n - m
 }
 
-// listed returns what a run's list has about a task: the artifact's
-// announcement, nil for the analysis as a whole. A task that is not in the list
-// is refused.
+// listed returns what a run's list has about a task: the artifact as it was
+// announced, or derived in the run, nil for the analysis as a whole. A task that
+// is not in the list is refused.
 func (b *Bus) listed(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact, error) {
 	r, _, err := b.runState(ctx, t.Run)
 	if errors.Is(err, ErrNotFound) {
@@ -375,6 +392,8 @@ func (b *Bus) listed(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 		if answered, err := b.archivedHas(ctx, t.Tenant, t.Analysis, receiptSubject(t)); answered || err != nil {
 			return nil, errors.Join(err, errAnswered)
 		}
+	} else {
+		a = archived{} // it has nothing of the run
 	}
 	for n := 0; ; n++ {
 		var p runPiece
@@ -385,12 +404,53 @@ func (b *Bus) listed(ctx context.Context, t schemas.TaskRef) (*schemas.Artifact,
 		if err != nil {
 			return nil, err
 		}
+		if p.Derived { // there may be many such pieces, each with few tasks
+			return b.derivation(ctx, t, a)
+		}
 		for _, item := range p.Tasks {
 			if item.Analyzer == t.Analyzer && item.ref(t.Tenant, t.Analysis, t.Run).Token() == t.Token() {
 				return item.Artifact, nil
 			}
 		}
 	}
+}
+
+// derivation returns the artifact of a task that a run has derived itself, and
+// refuses the task if it has not. a is how the archive has the analysis.
+func (b *Bus) derivation(ctx context.Context, t schemas.TaskRef, a archived) (*schemas.Artifact, error) {
+	none := refuse("run %s has no such task of analysis %s", t.Run, t.Analysis)
+	if t.SHA256 == nil {
+		return nil, none
+	}
+	m, err := b.anyMsg(ctx, derivationsOf(t, t.Kind, *t.SHA256)+".*")
+	if err == nil {
+		d, err := artifactOf(m.Subject, m.Data)
+		return &d, err
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	if a.revision == 0 {
+		return nil, none
+	}
+	first := derivationsOf(t, t.Kind, *t.SHA256) + ".0"
+	var d schemas.Derivation
+	err = b.archivedEvents(ctx, a.ArchiveEntry, func(e Entry) error {
+		if e.Subject != first {
+			return nil
+		}
+		if err := e.Event.Decode(&d); err != nil {
+			return err
+		}
+		return ErrStop
+	})
+	if errors.Is(err, ErrStop) {
+		return &d.Artifact, nil
+	}
+	if err == nil {
+		err = none
+	}
+	return nil, err
 }
 
 // standing reports whether an analysis is still there, in the log or in the
@@ -431,16 +491,17 @@ func (b *Bus) runTask(ctx context.Context, analyzer string, m jetstream.Msg) *Ta
 		pass(m, err)
 		return nil
 	}
-	t := &Task{Ref: r.Task, Artifact: r.Artifact, Force: r.Force, msg: m, Attempt: int(deliveries(m))}
+	t := &Task{Ref: r.Task, Artifact: r.Artifact, Force: r.Force, b: b, msg: m, delivered: int(deliveries(m))}
 	if _, err := b.lastMsg(ctx, receiptSubject(t.Ref)); err == nil {
 		_ = m.Ack()
 		return nil
 	}
 	if t.Artifact == nil {
-		if t.Artifacts, t.Omitted, err = b.announced(ctx, t.Ref.Tenant, t.Ref.Analysis); err != nil {
+		if t.Artifacts, t.Omitted, err = b.announced(ctx, t.Ref); err != nil {
 			_ = m.NakWithDelay(holdAgain)
 			return nil
 		}
 	}
+	b.countAttempts(ctx, t)
 	return t
 }

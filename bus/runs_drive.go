@@ -69,8 +69,7 @@ func (b *Bus) driveRun(ctx context.Context, log *slog.Logger, m jetstream.Msg) {
 		return
 	}
 	log = log.With("run", r.Run)
-	d := &runDriver{b: b, log: log, pieces: map[string]*runPiece{}, open: map[string]*openTask{}}
-	err = d.run(ctx, r)
+	err = newRunDriver(b, log).run(ctx, r)
 	switch {
 	case err == nil:
 		_ = m.Ack()
@@ -99,6 +98,8 @@ type openTask struct {
 	given time.Time // zero: waits to be given out
 	check time.Time // when to ask after it
 	again int
+
+	answered uint64 // the sequence in the inbox that its answer is not behind; 0: that was not asked yet
 }
 
 // runDriver drives one run. All of it is of one goroutine; what comes from
@@ -111,6 +112,10 @@ type runDriver struct {
 	rev   uint64
 	dirty bool
 
+	regs    map[string]schemas.Registration // of the run's analyzers, when something was first derived
+	derived map[string]*runDerived          // by analysis, of those in work
+	step    func(string) error              // of tests: called between two steps; an error is a crash there
+
 	ended  runCount             // of pieces that have ended
 	next   []string             // keys of pieces that are not in work yet
 	pieces map[string]*runPiece // in work, by key
@@ -121,6 +126,13 @@ type runDriver struct {
 	receipts chan schemas.Receipt
 	orders   chan *nats.Msg
 	broken   chan error
+}
+
+func newRunDriver(b *Bus, log *slog.Logger) *runDriver {
+	return &runDriver{
+		b: b, log: log, derived: map[string]*runDerived{}, step: func(string) error { return nil },
+		pieces: map[string]*runPiece{}, open: map[string]*openTask{},
+	}
 }
 
 func (d *runDriver) run(ctx context.Context, r schemas.RunState) error {
@@ -179,9 +191,9 @@ func (d *runDriver) list(ctx context.Context) error {
 	}
 	defer stop()
 	done := make(chan listResult, 1)
-	run := d.state
+	run, revision := d.state, d.rev
 	wg.Go(func() {
-		tasks, analyses, err := d.b.list(ctx, &run)
+		tasks, analyses, err := d.b.list(ctx, &run, revision, d.step)
 		done <- listResult{tasks, analyses, err}
 	})
 	return d.whileListing(ctx, done, stop)
@@ -230,7 +242,12 @@ func (d *runDriver) whileListing(ctx context.Context, done <-chan listResult, st
 // resume takes up the list where it stands.
 func (d *runDriver) resume(ctx context.Context) error {
 	d.ended, d.next = runCount{}, nil
+	d.state.Total, d.state.Derived = 0, 0 // whoever drove it may have died over what was derived
 	err := d.b.pieces(ctx, d.state.Run, func(key string, p *runPiece) error {
+		d.state.Total += p.tasks()
+		if p.Derived {
+			d.state.Derived += p.tasks()
+		}
 		if p.Ended {
 			d.ended.add(p.runCount)
 		} else {
@@ -240,6 +257,27 @@ func (d *runDriver) resume(ctx context.Context) error {
 	})
 	d.count()
 	return err
+}
+
+// rest takes up what another driver, which was taken for dead and was not, has
+// listed meanwhile, and reports whether there is something: it lists what was
+// derived before it ends a piece, so that if all are ended and none was added
+// while they were read, nothing is left.
+func (d *runDriver) rest(ctx context.Context) (bool, error) {
+	for {
+		before, err := d.b.pieceKeys(ctx, d.state.Run)
+		if err != nil {
+			return false, err
+		}
+		clear(d.derived)
+		if err := d.resume(ctx); err != nil || len(d.next) > 0 {
+			return len(d.next) > 0, err
+		}
+		after, err := d.b.pieceKeys(ctx, d.state.Run)
+		if err != nil || len(after) == len(before) {
+			return false, err
+		}
+	}
 }
 
 // listen follows the run's receipts from now on, and the deletions.
@@ -275,6 +313,11 @@ func (d *runDriver) loop(ctx context.Context) error {
 			return err
 		}
 		if len(d.open) == 0 && len(d.next) == 0 {
+			if more, err := d.rest(ctx); err != nil {
+				return err
+			} else if more {
+				continue
+			}
 			return d.end(ctx, schemas.RunDone)
 		}
 		var due <-chan time.Time

@@ -73,8 +73,9 @@ func (d *runDriver) begin(ctx context.Context, key string) error {
 	for _, item := range p.Tasks {
 		mine[taskToken(item.ref(d.state.Tenant, p.Analysis, d.state.Run))] = true
 	}
-	done := map[string]bool{}
+	done, derived := map[string]bool{}, false
 	err = d.receiptsOf(ctx, a, p.Analysis, func(r *schemas.Receipt) {
+		derived = derived || r.Derived > 0
 		if token := taskToken(r.Task); mine[token] && !done[token] {
 			done[token] = true
 			p.answered(r)
@@ -91,6 +92,11 @@ func (d *runDriver) begin(ctx context.Context, key string) error {
 		}
 	}
 	d.count()
+	if derived { // whoever drove the run may have died over it
+		if err := d.derive(ctx, p.Analysis); err != nil {
+			return err
+		}
+	}
 	return d.finish(ctx, p)
 }
 
@@ -144,6 +150,11 @@ func (d *runDriver) receipt(ctx context.Context, r *schemas.Receipt) error {
 	if !ok {
 		return nil
 	}
+	if r.Derived > 0 { // before its task is closed: the run must not end over it
+		if err := d.derive(ctx, t.ref.Analysis); err != nil {
+			return err
+		}
+	}
 	t.piece.answered(r)
 	return d.close(ctx, token)
 }
@@ -161,21 +172,47 @@ func (d *runDriver) close(ctx context.Context, token string) error {
 
 // finish ends a piece if all of it is answered.
 func (d *runDriver) finish(ctx context.Context, p *runPiece) error {
-	if p.Done+p.Failed+p.Skipped+p.Gone < len(p.Tasks) {
+	if p.answers() < len(p.Tasks) {
 		return nil
 	}
-	p.Ended = true
-	out := *p
-	if p.Gone > 0 { // nothing of a deleted analysis is kept
-		out.Tasks = nil
-	}
-	if err := d.b.writePiece(ctx, d.kv, d.state.Run, &out); err != nil {
+	if err := d.step("end a piece"); err != nil {
 		return err
 	}
+	if err := d.b.endPiece(ctx, d.kv, d.state.Run, p); err != nil {
+		return fmt.Errorf("end a piece of %s: %w", d.state.Run, err)
+	}
+	p.Ended = true
 	d.ended.add(p.runCount)
 	delete(d.pieces, pieceKey(d.state.Run, p.Analysis, p.N))
+	d.leave(p.Analysis)
 	d.count()
 	return nil
+}
+
+// endPiece writes what has come of a piece. Nothing of a deleted analysis is
+// kept, and what was taken out of the piece when it was deleted stays out.
+func (b *Bus) endPiece(ctx context.Context, kv jetstream.KeyValue, run string, p *runPiece) error {
+	key := pieceKey(run, p.Analysis, p.N)
+	return retry(ctx, func(ctx context.Context) error {
+		var out runPiece
+		revision, err := b.runRecord(ctx, key, &out)
+		if err != nil {
+			return err
+		}
+		out.Ended, out.runCount = true, p.runCount
+		if p.Gone > 0 {
+			out.Tasks = nil
+		}
+		body, err := json.Marshal(out)
+		if err != nil {
+			return err
+		}
+		_, err = kv.Update(ctx, key, body, revision)
+		if hasCode(err, codeWrongLastSequence) { // another one was faster, or the leader was cut off
+			err = passing{err}
+		}
+		return err
+	})
 }
 
 // count sums up.
@@ -269,12 +306,11 @@ func (d *runDriver) ask(ctx context.Context, token string, t *openTask, there ma
 			return d.receipt(ctx, answer)
 		}
 	}
-	for stream, subject := range map[string]string{streamRuns: runSubject(t.ref), streamInbox: inboxSubject(t.ref)} {
-		if _, err := d.b.lookupIn(ctx, stream, lookup{Last: subject}); err == nil {
-			return nil // it waits there
-		} else if !errors.Is(err, ErrNotFound) {
-			return err
-		}
+	if _, err := d.b.lookupIn(ctx, streamRuns, lookup{Last: runSubject(t.ref)}); !errors.Is(err, ErrNotFound) {
+		return err // it waits there, if the error is nil
+	}
+	if waits, err := d.b.mayWait(ctx, t); err != nil || waits {
+		return err
 	}
 	// It left the queues and has no receipt: its answer was no answer.
 	if t.again++; t.again > maxRegiven {
@@ -282,7 +318,25 @@ func (d *runDriver) ask(ctx context.Context, token string, t *openTask, there ma
 		t.piece.Failed++
 		return d.close(ctx, token)
 	}
+	t.answered = 0
 	return d.give(ctx, t)
+}
+
+// mayWait reports whether the answer to a task that has left its queue may still
+// be in the inbox. There it has no subject of its own: it is not behind what was
+// the analyzer's last when this was asked first.
+func (b *Bus) mayWait(ctx context.Context, t *openTask) (bool, error) {
+	first, err := b.lookupIn(ctx, streamInbox, lookup{Next: inboxOf(t.ref.Analyzer), Seq: 1})
+	if err == nil && t.answered == 0 {
+		var last *jetstream.RawStreamMsg
+		if last, err = b.lookupIn(ctx, streamInbox, lookup{Last: inboxOf(t.ref.Analyzer)}); err == nil {
+			t.answered = last.Sequence
+		}
+	}
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && first.Sequence <= t.answered, err
 }
 
 // waiting says which analyzers there are none of.

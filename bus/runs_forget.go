@@ -78,7 +78,7 @@ func (b *Bus) forgettable(ctx context.Context, r *schemas.RunState, analysis str
 	if err != nil || signed == 0 {
 		return err
 	}
-	return b.readAll(ctx, []string{of + "refinding.>", of + "receipt." + r.Run + ".>"}, 0, signed, func(e Entry) error {
+	return b.readAll(ctx, []string{of + "refinding.>", of + "receipt." + r.Run + ".>", derivationsIn(r.Tenant, analysis, r.Run)}, 0, signed, func(e Entry) error {
 		if runOf(e.Event) == r.Run {
 			return fmt.Errorf("analysis %s is signed with what the run has answered (petri delete %s takes away both)", analysis, analysis)
 		}
@@ -118,6 +118,11 @@ func runOf(e schemas.Event) string {
 		if e.Decode(&f) == nil {
 			return f.Task.Run
 		}
+	case "derivation":
+		var d schemas.Derivation
+		if e.Decode(&d) == nil {
+			return d.Task.Run
+		}
 	case "receipt":
 		var r schemas.Receipt
 		if e.Decode(&r) == nil {
@@ -148,18 +153,24 @@ func (b *Bus) eraseRun(ctx context.Context, r *schemas.RunState) error {
 			}
 		}
 		receipts := logPrefix + r.Tenant + "." + analysis + ".receipt." + r.Run + ".>"
-		if err := purge(log, jetstream.WithPurgeSubject(receipts)); err != nil {
-			return fmt.Errorf("take its receipts out of the log: %w", err)
+		for _, subject := range []string{receipts, derivationsIn(r.Tenant, analysis, r.Run)} {
+			if err := purge(log, jetstream.WithPurgeSubject(subject)); err != nil {
+				return fmt.Errorf("take its receipts out of the log: %w", err)
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for stream, subject := range map[string]string{streamRuns: runPrefix + "*." + r.Run + ".*", "KV_" + kvRuns: "$KV." + kvRuns + "." + r.Run + ".>"} {
-		st, err := b.js.Stream(ctx, stream)
+	for _, of := range []struct{ stream, subject string }{
+		{streamRuns, runPrefix + "*." + r.Run + ".*"},
+		{streamRuns, runDrive + r.Run}, // its driver may have died before it took it out
+		{"KV_" + kvRuns, "$KV." + kvRuns + "." + r.Run + ".>"},
+	} {
+		st, err := b.js.Stream(ctx, of.stream)
 		if err == nil {
-			err = purge(st, jetstream.WithPurgeSubject(subject))
+			err = purge(st, jetstream.WithPurgeSubject(of.subject))
 		}
 		if err != nil {
 			return fmt.Errorf("take its list away: %w", err)

@@ -62,6 +62,7 @@ func runIDs(t *testing.T, b *bus.Bus) []string {
 // TestForgetRun forgets runs, the newer before the older: in the end nothing is
 // left of them, and everything of the others.
 func TestForgetRun(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	drive(t, b)
@@ -128,6 +129,7 @@ func TestForgetRun(t *testing.T) {
 // TestForgetRunArchived finds the adoption also where the analysis was moved to
 // the archive since.
 func TestForgetRunArchived(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	drive(t, b)
@@ -150,6 +152,7 @@ func TestForgetRunArchived(t *testing.T) {
 
 // TestForgetRunRunning refuses what goes on.
 func TestForgetRunRunning(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	drive(t, b)
@@ -177,6 +180,7 @@ func TestForgetRunRunning(t *testing.T) {
 
 // TestForgetRunSigned keeps what a signature is over.
 func TestForgetRunSigned(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	drive(t, b)
@@ -193,5 +197,26 @@ func TestForgetRunSigned(t *testing.T) {
 	}
 	if got := a.traces()[run]; got != [2]int{1, 1} {
 		t.Errorf("the log has %v", got)
+	}
+}
+
+// TestForgetUnacknowledged forgets a run whose last driver died between its end
+// and taking it out of the queue: nobody begins it anew.
+func TestForgetUnacknowledged(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	clerk(t, b)
+	past(t, b, 1)
+	register(t, b, "late", schemas.KindSample)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}})
+	work(t, b, "late", nil)
+	if err := b.DriveDying(t.Context(), run, func(string) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ForgetRun(t.Context(), run); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := b.Run(t.Context(), run); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("a forgotten run stands at %+v (%v)", r, err)
 	}
 }

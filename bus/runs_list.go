@@ -4,9 +4,9 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -34,13 +34,15 @@ type runLister struct {
 	n     map[string]int          // pieces written, by analysis
 	items int                     // held
 	total int
+	step  func(string) error // see [runDriver]
 }
 
 // list writes the list of a run anew and returns how many tasks and analyses
-// it has.
-func (b *Bus) list(ctx context.Context, run *schemas.RunState) (tasks, analyses int, err error) {
+// it has. Whoever does so has taken the run in hand with that revision of its
+// state. If another driver lists it too the error may wrap [ErrFenced].
+func (b *Bus) list(ctx context.Context, run *schemas.RunState, revision uint64, step func(string) error) (tasks, analyses int, err error) {
 	l := &runLister{
-		b: b, run: run, regs: map[string]schemas.Registration{},
+		b: b, run: run, step: step, regs: map[string]schemas.Registration{},
 		seen: map[schemas.Digest]bool{}, held: map[string][]runItem{}, n: map[string]int{},
 	}
 	if !run.Since.IsZero() {
@@ -59,10 +61,14 @@ func (b *Bus) list(ctx context.Context, run *schemas.RunState) (tasks, analyses 
 	if l.kv, err = b.js.KeyValue(ctx, kvRuns); err != nil {
 		return 0, 0, fmt.Errorf("open the runs: %w", err)
 	}
-	// Whoever began to list it before has died over it.
+	if err := step("clear the list"); err != nil {
+		return 0, 0, err
+	}
+	// Whoever began to list it before has died over it. What lies behind the
+	// revision may be the list of one that took this driver for dead.
 	st, err := b.js.Stream(ctx, "KV_"+kvRuns)
 	if err == nil {
-		err = st.Purge(ctx, jetstream.WithPurgeSubject("$KV."+kvRuns+"."+run.Run+".>"))
+		err = st.Purge(ctx, jetstream.WithPurgeSubject("$KV."+kvRuns+"."+run.Run+".>"), jetstream.WithPurgeSequence(revision))
 	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("list run %s: %w", run.Run, err)
@@ -132,24 +138,35 @@ func (l *runLister) take(ctx context.Context, analysis string, a *schemas.Artifa
 // flush writes what is held.
 func (l *runLister) flush(ctx context.Context) error {
 	for analysis, items := range l.held {
-		for len(items) > 0 {
-			n := 1
-			for size := 0; n < min(len(items), maxPieceTasks); n++ {
-				if size += itemSize(items[n]); size > maxPieceBytes {
-					break
-				}
+		for _, tasks := range split(items) {
+			if err := l.step("list a piece"); err != nil {
+				return err
 			}
-			if err := l.write(ctx, &runPiece{Analysis: analysis, N: l.n[analysis], Tasks: items[:n]}); err != nil {
+			if err := l.b.addPiece(ctx, l.kv, l.run.Run, &runPiece{Analysis: analysis, N: l.n[analysis], Tasks: tasks}); err != nil {
 				return err
 			}
 			l.n[analysis]++
-			l.total += n
-			items = items[n:]
+			l.total += len(tasks)
 		}
 	}
 	clear(l.held)
 	l.items = 0
 	return nil
+}
+
+// split divides tasks of an analysis among pieces.
+func split(items []runItem) [][]runItem {
+	var out [][]runItem
+	for len(items) > 0 {
+		n := 1
+		for size := 0; n < min(len(items), maxPieceTasks); n++ {
+			if size += itemSize(items[n]); size > maxPieceBytes {
+				break
+			}
+		}
+		out, items = append(out, items[:n]), items[n:]
+	}
+	return out
 }
 
 // itemSize is about how long an item is as JSON.
@@ -162,21 +179,6 @@ func itemSize(i runItem) int {
 		n += 2 * (len(f.Path) + len(f.Target))
 	}
 	return n
-}
-
-func (l *runLister) write(ctx context.Context, p *runPiece) error {
-	return l.b.writePiece(ctx, l.kv, l.run.Run, p)
-}
-
-func (b *Bus) writePiece(ctx context.Context, kv jetstream.KeyValue, run string, p *runPiece) error {
-	body, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	return retry(ctx, func(ctx context.Context) error {
-		_, err := kv.Put(ctx, pieceKey(run, p.Analysis, p.N), body)
-		return err
-	})
 }
 
 // past calls fn with every artifact of the kinds that a run's analyses have
@@ -286,26 +288,45 @@ func (b *Bus) readAll(ctx context.Context, subjects []string, from, until uint64
 const fewAnalyses = 8
 
 // Answers calls fn with the findings, receipts and adoptions of analyses, each
-// analysis' in its order: of those analyzers, of all runs.
+// analysis' in its order: of those analyzers, of all runs. Of an analysis in which
+// a run has derived something it gives that, too, what was announced, and the
+// answers of all analyzers: others may have looked at what was derived. The same
+// may come more than once.
 func (b *Bus) Answers(ctx context.Context, tenant string, analyzers, analyses []string, fn func(schemas.Event)) error {
 	want := map[string]bool{}
 	for _, a := range analyses {
 		want[a] = true
 	}
+	derived := map[string]bool{} // analyses in which something is
 	take := func(e Entry) error {
-		f := e.Event.Family()
-		if want[e.Event.Analysis] && (f == "finding" || f == "receipt" || e.Event.Name() == schemas.EventRunAdopted) {
+		if !want[e.Event.Analysis] {
+			return nil
+		}
+		switch f := e.Event.Family(); {
+		case f == "derivation":
+			derived[e.Event.Analysis] = true
+		case f == "finding" || f == "receipt" || e.Event.Name() == schemas.EventRunAdopted:
 			fn(e.Event)
 		}
 		return nil
 	}
-	if len(analyses) <= fewAnalyses {
+	whole := func(e Entry) error {
+		switch f := e.Event.Family(); {
+		case f == "finding" || f == "receipt" || f == "derivation" || f == "artifact" || e.Event.Name() == schemas.EventRunAdopted:
+			fn(e.Event)
+		}
+		return nil
+	}
+	each := func(analyses []string, fn func(Entry) error) error {
 		for _, a := range analyses {
-			if err := b.Read(ctx, tenant, a, 0, take); err != nil && !errors.Is(err, ErrNotFound) {
+			if err := b.Read(ctx, tenant, a, 0, fn); err != nil && !errors.Is(err, ErrNotFound) {
 				return err
 			}
 		}
 		return nil
+	}
+	if len(analyses) <= fewAnalyses {
+		return each(analyses, whole)
 	}
 	// The archive has what came first. What is moved there while the log is read
 	// is read afterwards.
@@ -326,7 +347,7 @@ func (b *Bus) Answers(ctx context.Context, tenant string, analyzers, analyses []
 	if err := archive(); err != nil {
 		return err
 	}
-	subjects := []string{contextSubject(tenant, "*", schemas.EventRunAdopted)}
+	subjects := []string{contextSubject(tenant, "*", schemas.EventRunAdopted), logPrefix + tenant + ".*.derivation.>"}
 	for _, a := range analyzers {
 		subjects = append(subjects,
 			logPrefix+tenant+".*.finding.*."+a+".>", logPrefix+tenant+".*.refinding.*."+a+".>", logPrefix+tenant+".*.receipt.*."+a+".*")
@@ -334,7 +355,10 @@ func (b *Bus) Answers(ctx context.Context, tenant string, analyzers, analyses []
 	if err := b.readAll(ctx, subjects, 0, 0, take); err != nil {
 		return err
 	}
-	return archive()
+	if err := archive(); err != nil {
+		return err
+	}
+	return each(slices.Sorted(maps.Keys(derived)), whole)
 }
 
 // Registered returns the last registration of an analyzer that has not

@@ -161,6 +161,7 @@ func (a *analysis) answers(run string) (findings, receipts int) {
 // TestHunt lets an analyzer that nobody knew when the analyses ran loose on
 // them, kills it twice and the driver once, and wants each finding once.
 func TestHunt(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	list := past(t, b, 12)
@@ -215,6 +216,7 @@ func TestHunt(t *testing.T) {
 
 // TestPauseResumeCancel steers a run that gives out one task at a time.
 func TestPauseResumeCancel(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	past(t, b, 6)
@@ -264,6 +266,7 @@ func TestPauseResumeCancel(t *testing.T) {
 // TestPauseListing pauses a run while its list is made, and kills the driver when
 // it has said ok: the next one knows.
 func TestPauseListing(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	past(t, b, 2)
@@ -295,6 +298,7 @@ func TestPauseListing(t *testing.T) {
 // TestDeleteDuringHunt takes analyses away while a hunt goes over them: their
 // tasks count as gone, and the hunt ends.
 func TestDeleteDuringHunt(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	list := past(t, b, 5)
@@ -326,11 +330,13 @@ func TestDeleteDuringHunt(t *testing.T) {
 			t.Errorf("%s was deleted, and the log has %d messages of it", list[i].id, n)
 		}
 	}
+	account(t, b, list[2], list[3])
 }
 
 // TestRunWaits hunts with an analyzer that is not there: the run says so, and
 // goes on when it comes.
 func TestRunWaits(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	past(t, b, 2)
@@ -354,6 +360,7 @@ func TestRunWaits(t *testing.T) {
 // TestRunOfScope replays an analyzer over an analysis, and one over its
 // artifacts, in one run; nothing that comes of it reaches who is live.
 func TestRunOfScope(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	list := past(t, b, 2)
@@ -378,7 +385,7 @@ func TestRunOfScope(t *testing.T) {
 	}
 	want := []string{
 		"context analysis_submitted", "artifact announced", "context start_analysis", "context analysis_completed",
-		"receipt committed", "receipt committed",
+		"receipt committed", "derivation committed", "receipt committed",
 	}
 	if diff := cmp.Diff(want, list[0].names()); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
@@ -390,6 +397,7 @@ func TestRunOfScope(t *testing.T) {
 
 // TestClerkChecksRuns hands in what no run has listed.
 func TestClerkChecksRuns(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	list := past(t, b, 2)
@@ -421,6 +429,7 @@ func TestClerkChecksRuns(t *testing.T) {
 
 // TestAdopt adopts a run: once, and not in an analysis that goes on.
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	a := past(t, b, 1)[0]
 	run := "r-" + schemas.NewID(time.Now())
@@ -447,6 +456,7 @@ func TestAdopt(t *testing.T) {
 
 // TestHuntArchive hunts over analyses that have left the log, and adopts.
 func TestHuntArchive(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	list := past(t, b, 3)
@@ -484,6 +494,7 @@ func TestHuntArchive(t *testing.T) {
 
 // TestRunSince lists only what was submitted from a time on.
 func TestRunSince(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	past(t, b, 2)
@@ -496,4 +507,111 @@ func TestRunSince(t *testing.T) {
 	if r := until(t, b, startRun(t, b, schemas.RunState{Analyzers: []string{"late"}, Since: since}), overAndDone); r.Total != 1 || r.Done != 1 {
 		t.Errorf("the run ended as %+v", r)
 	}
+}
+
+// TestRunListedLate lets a driver that was taken for dead go on listing while
+// another one drives the run: what that one has listed stays as it is.
+func TestRunListedLate(t *testing.T) {
+	t.Parallel()
+	died := errors.New("died")
+	dies := func(at string) func(string) error {
+		return func(step string) error {
+			if step == at {
+				return died
+			}
+			return nil
+		}
+	}
+	t.Run("cleared", func(t *testing.T) {
+		t.Parallel()
+		b := start(t)
+		clerk(t, b)
+		past(t, b, 2)
+		register(t, b, "late", schemas.KindSample)
+		run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}})
+		work(t, b, "late", nil)
+		err := b.DriveDying(t.Context(), run, func(step string) error {
+			if step != "clear the list" {
+				return dies("list a piece")(step)
+			}
+			if err := b.DriveDying(t.Context(), run, dies("end a piece")); !errors.Is(err, died) {
+				t.Errorf("the rival has listed the run and ends with %v", err)
+			}
+			return nil
+		})
+		if !errors.Is(err, died) {
+			t.Errorf("the late driver has cleared the list and ends with %v", err)
+		}
+		drive(t, b)
+		if r := until(t, b, run, overAndDone); r.State != schemas.RunDone || r.Total != 2 || r.Done != 2 {
+			t.Errorf("the run ended as %+v", r)
+		}
+	})
+	t.Run("written", func(t *testing.T) {
+		t.Parallel()
+		b := start(t)
+		clerk(t, b)
+		a := past(t, b, 1)[0]
+		register(t, b, "late", schemas.KindSample)
+		run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}})
+		work(t, b, "late", nil)
+		err := b.DriveDying(t.Context(), run, func(step string) error {
+			if step != "list a piece" {
+				return nil
+			}
+			if err := b.DriveDying(t.Context(), run, dies("")); err != nil {
+				t.Errorf("the rival ends with %v", err)
+			}
+			_, err := b.Delete(t.Context(), "default", a.id, bus.DeleteOptions{By: "test"})
+			return err
+		})
+		if !errors.Is(err, bus.ErrFenced) {
+			t.Errorf("the late driver ends with %v", err)
+		}
+		if list := listOf(t, b, run, a.id); strings.Contains(list, schemas.Sum([]byte("sample 0")).String()) {
+			t.Errorf("the list has the sample of a deleted analysis: %s", list)
+		}
+	})
+}
+
+// TestRunEndsOfDeleted deletes an analysis when all of it is answered, right
+// before the driver writes so into the list: names of it do not come back.
+func TestRunEndsOfDeleted(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	clerk(t, b)
+	a := past(t, b, 1)[0]
+	register(t, b, "late", schemas.KindSample)
+	run := startRun(t, b, schemas.RunState{Analyzers: []string{"late"}})
+	work(t, b, "late", nil)
+	err := b.DriveDying(t.Context(), run, func(step string) error {
+		if step != "end a piece" {
+			return nil
+		}
+		_, err := b.Delete(t.Context(), "default", a.id, bus.DeleteOptions{By: "test"})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := b.Run(t.Context(), run); err != nil || r.State != schemas.RunDone || r.Total != 1 || r.Done+r.Gone != 1 {
+		t.Errorf("the run ended as %+v (%v)", r, err)
+	}
+	if list := listOf(t, b, run, a.id); strings.Contains(list, schemas.Sum([]byte("sample 0")).String()) {
+		t.Errorf("the list has the sample of a deleted analysis: %s", list)
+	}
+}
+
+// listOf returns the first piece of an analysis in a run's list, as it is stored.
+func listOf(t *testing.T, b *bus.Bus, run, analysis string) string {
+	t.Helper()
+	kv, err := b.JetStream().KeyValue(t.Context(), "RUNS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := kv.Get(t.Context(), run+"."+analysis+".0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(e.Value())
 }

@@ -4,7 +4,6 @@ package bus
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,17 +20,19 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/bus/auth"
 )
 
-// Address is how to reach a server: what the file nats.json of a data
-// directory holds, readable by its owner only.
+// Address is how to reach a server, and as whom: what the file nats.json of a
+// data directory holds, with the credentials of who types commands.
 type Address struct {
-	URL      string `json:"url"`
-	User     string `json:"user,omitempty"`
-	Password string `json:"password,omitempty"`
-	PID      int    `json:"pid,omitempty"`
-	Creds    string `json:"-"` // file of a user's credentials
-	CA       string `json:"-"` // file of the authority that the server's certificate is from
+	URL   string `json:"url"`
+	Creds string `json:"creds,omitempty"` // file of a user's credentials
+	PID   int    `json:"pid,omitempty"`
+	CA    string `json:"-"` // file of the authority that the server's certificate is from
+
+	dir string // whose server it is: the next one there may listen elsewhere
 }
 
 // ServerOptions are for [StartServer]. The zero value listens on a free port of
@@ -42,7 +43,10 @@ type ServerOptions struct {
 	// is acknowledged. With anything else a power cut, not a crash, loses that
 	// much of what was acknowledged.
 	Sync time.Duration
-	Log  *slog.Logger
+	// Analyzers are those that Petri brings, for the credentials of the process
+	// that runs them; nil leaves those as they are.
+	Analyzers []string
+	Log       *slog.Logger
 }
 
 // A Server is an embedded nats-server with its data in one directory. Unless
@@ -52,7 +56,8 @@ type Server struct {
 	ns     *server.Server
 	lock   *os.File
 	dir    string
-	addr   Address
+	addr   Address // of who types commands
+	own    Address // of the server's own process
 	failed chan error
 	synced chan struct{} // closed when nothing calls syncfs any more
 	quit   func()        // ends that
@@ -74,6 +79,7 @@ func ReadAddress(dir string) (Address, error) {
 	if err := json.Unmarshal(b, &a); err != nil {
 		return Address{}, fmt.Errorf("read %s: %w", addressFile(dir), err)
 	}
+	a.dir = dir
 	return a, nil
 }
 
@@ -115,7 +121,7 @@ func LockFile(dir, name string) (*os.File, error) {
 }
 
 func startServer(dir string, o ServerOptions) (*Server, error) {
-	host, port, password := lastAddress(dir)
+	host, port := lastAddress(dir)
 	if o.Listen != "" {
 		var err error
 		if host, port, err = parseListen(o.Listen); err != nil {
@@ -130,17 +136,25 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 			port = server.RANDOM_PORT
 		}
 	}
-	opts := &server.Options{
-		ServerName: "petri", Host: host, Port: port,
-		NoSigs: true, DisableJetStreamBanner: true,
-		DontListen: true,                // until the log is whole
-		MaxPayload: MaxPayload + 64<<10, // and headers
-		JetStream:  true, StoreDir: dir, SyncAlways: o.Sync == 0, SyncInterval: o.Sync,
-		// Each stream has its own bound; a common one would only count what
-		// they reserve.
-		JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 256 << 20,
-		Users: []*server.User{{Username: "petri", Password: password}},
-		// JetStream's data lies in dir/jetstream.
+	users, err := auth.OpenLocal(dir, o.Analyzers)
+	if err != nil {
+		return nil, fmt.Errorf("open the users' credentials: %w", err)
+	}
+	opts, err := server.ProcessConfigFile(users.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read the accounts: %w", err)
+	}
+	opts.ServerName, opts.Host, opts.Port = "petri", host, port
+	opts.NoSigs, opts.DisableJetStreamBanner = true, true
+	opts.DontListen = true                // until the log is whole
+	opts.MaxPayload = MaxPayload + 64<<10 // and headers
+	// JetStream's data lies in dir/jetstream.
+	opts.JetStream, opts.StoreDir, opts.SyncAlways, opts.SyncInterval = true, dir, o.Sync == 0, o.Sync
+	// Each stream has its own bound; a common one would only count what they
+	// reserve.
+	opts.JetStreamMaxStore, opts.JetStreamMaxMemory = 1<<50, 256<<20
+	if err := adopt(filepath.Join(dir, server.JetStreamStoreDir), users.Account); err != nil {
+		return nil, err
 	}
 	ns, err := server.NewServer(opts)
 	if err != nil {
@@ -158,7 +172,14 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 		return nil, fmt.Errorf("the NATS server did not start on %s: see the log, and whether the disk is full or the directory not writable", dir)
 	}
 	unstage(before)
-	s := &Server{ns: ns, dir: dir, failed: failed, addr: Address{User: "petri", Password: password, PID: os.Getpid()}, synced: make(chan struct{})}
+	s := &Server{ns: ns, dir: dir, failed: failed, synced: make(chan struct{})}
+	if s.addr.Creds, err = auth.Credentials(dir, auth.Admin, ""); err == nil {
+		s.own.Creds, err = auth.Credentials(dir, auth.Bus, "")
+	}
+	if err != nil {
+		ns.Shutdown()
+		return nil, err
+	}
 	if err := s.open(o.Log); err != nil {
 		ns.Shutdown()
 		return nil, err
@@ -168,7 +189,7 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("the NATS server cannot listen on %s: see the log", net.JoinHostPort(host, strconv.Itoa(port)))
 	}
-	s.addr.URL = ns.ClientURL()
+	s.addr.URL, s.addr.PID = ns.ClientURL(), os.Getpid()
 	ctx, cancel := context.WithCancel(context.Background())
 	s.quit = cancel
 	go s.syncAll(ctx, o.Sync, o.Log)
@@ -176,21 +197,43 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 }
 
 // lastAddress is where a server that died here was to be found: its clients,
-// which live on, look for the next one there, with the same password.
-func lastAddress(dir string) (host string, port int, password string) {
-	host, port, password = "127.0.0.1", server.RANDOM_PORT, rand.Text()+rand.Text()
+// which live on, look for the next one there.
+func lastAddress(dir string) (host string, port int) {
 	a, err := ReadAddress(dir)
-	if err != nil || a.Password == "" {
-		return host, port, password
+	if err == nil {
+		if u, err := url.Parse(a.URL); err == nil {
+			if host, port, err := parseListen(u.Host); err == nil {
+				return host, port
+			}
+		}
 	}
-	u, err := url.Parse(a.URL)
-	if err != nil {
-		return host, port, password
+	return "127.0.0.1", server.RANDOM_PORT
+}
+
+// adopt gives an account the streams that lie in a server's directory as
+// another's: an older Petri's server had no accounts, and keys can be lost.
+func adopt(dir, account string) error {
+	own := filepath.Join(dir, account)
+	if _, err := os.Stat(own); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if h, p, err := parseListen(u.Host); err == nil {
-		host, port = h, p
+	all, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return host, port, a.Password
+	var from []string
+	for _, e := range all {
+		if _, err := os.Stat(filepath.Join(dir, e.Name(), "streams", streamLog)); err == nil {
+			from = append(from, e.Name())
+		}
+	}
+	switch len(from) {
+	case 0:
+		return nil
+	case 1:
+		return os.Rename(filepath.Join(dir, from[0]), own)
+	}
+	return fmt.Errorf("%s has a log in each of %q: which is Petri's? (move the others away)", dir, from)
 }
 
 // free reports why nobody can listen on a port.
@@ -245,15 +288,15 @@ func (s *Server) Announce() error {
 	if err := os.Rename(tmp, addressFile(s.dir)); err != nil {
 		return err
 	}
-	return s.SyncAssets() // the next server takes the password from there
+	return s.SyncAssets() // the next server takes the port from there
 }
 
-// Address is how clients reach the server.
+// Address is how who types commands reaches the server.
 func (s *Server) Address() Address { return s.addr }
 
-// Connect connects in the same process, without a socket.
+// Connect connects in the same process, without a socket, as the bus itself.
 func (s *Server) Connect(ctx context.Context, name string) (*Bus, error) {
-	return connect(ctx, s.addr, name, s.ns)
+	return connect(ctx, s.own, name, s.ns)
 }
 
 // SyncAssets makes the definitions of new streams and consumers durable, which

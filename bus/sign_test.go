@@ -30,6 +30,7 @@ func coverage(t testing.TB, b *bus.Bus, id, key string) petrifile.Coverage {
 // TestSign signs an analysis twice, moves it between, and finds the signatures
 // valid wherever the log lies.
 func TestSign(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b, there := start(t), start(t)
 	a := newAnalysis(t, b)
@@ -72,6 +73,7 @@ func TestSign(t *testing.T) {
 // TestImportTampered changes a signed log and writes a file of it that is right
 // in itself.
 func TestImportTampered(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	b := start(t)
 	a := ended(t, b)
@@ -100,4 +102,5 @@ func TestImportTampered(t *testing.T) {
 	if got := bodies(t, there, a.id); len(got) != 0 {
 		t.Errorf("%d events are there", len(got))
 	}
+	account(t, b, a)
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -41,7 +42,7 @@ type staging struct {
 // stagings returns those of the streams below a server's directory that take
 // batches.
 func stagings(dir string) (out []staging) {
-	for _, name := range []string{streamLog, streamInbox} {
+	for _, name := range []string{streamLog, streamInbox, objectStreamName(bucketArtifacts)} {
 		dirs, err := filepath.Glob(filepath.Join(dir, server.JetStreamStoreDir, "*", "streams", name))
 		if err != nil || len(dirs) != 1 { // there is none yet
 			continue
@@ -92,7 +93,8 @@ func unstage(all []staging) {
 
 // mend takes the beginning of a batch out of the log of which a power cut has
 // taken the end. Nobody else may write meanwhile. The inbox needs none of that:
-// its batches only share a cost.
+// its batches only share a cost. Nor does the store: a chunk
+// without a meta record is for the collector.
 func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 	stream, err := js.Stream(ctx, streamLog)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -102,19 +104,25 @@ func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 		return fmt.Errorf("look at the log's end: %w", err)
 	}
 	torn := ""
+	var msgs []*jetstream.RawStreamMsg // of the torn batch, the newest first
 	for seq := stream.CachedInfo().State.LastSeq; seq > 0; seq-- {
 		m, err := stream.GetMsg(ctx, seq)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil
+			break
 		}
 		if err != nil {
 			return fmt.Errorf("look at the log's end: %w", err)
 		}
 		id := m.Header.Get(headerBatch)
 		if id == "" || torn == "" && m.Header.Get(headerCommit) != "" || torn != "" && id != torn {
-			return nil
+			break
 		}
 		torn = id
+		m.Data = nil // only its place counts
+		msgs = append(msgs, m)
+	}
+	// The oldest first: whoever dies meanwhile leaves an end that is torn.
+	for _, m := range slices.Backward(msgs) {
 		// Messages go by their subject only, which the findings of several runs
 		// share: then this one stays, and what is committed again is its copy.
 		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(m.Subject))
@@ -124,7 +132,7 @@ func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 		if err != nil {
 			return fmt.Errorf("take a torn batch out of the log: %w", err)
 		}
-		log.Warn("the log ended in the middle of a batch, as a power cut leaves it: what was there is committed again", "sequence", seq, "subject", m.Subject)
+		log.Warn("the log ended in the middle of a batch, as a power cut leaves it: what was there is committed again", "sequence", m.Sequence, "subject", m.Subject)
 	}
 	return nil
 }
@@ -133,7 +141,7 @@ func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 func (s *Server) open(log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	nc, err := nats.Connect("", nats.InProcessServer(s.ns), nats.UserInfo(s.addr.User, s.addr.Password))
+	nc, err := nats.Connect("", nats.InProcessServer(s.ns), nats.UserCredentials(s.own.Creds))
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/petri-sandbox/petri/bus/faults"
 )
 
 // openLog starts a server on a directory.
@@ -33,6 +35,7 @@ func openLog(t *testing.T, dir string) (*Server, *Bus) {
 // A power cut in the middle of a batch leaves its beginning, and nothing of what
 // was staged.
 func TestTornBatch(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s, b := openLog(t, dir)
 	ctx := t.Context()
@@ -46,7 +49,7 @@ func TestTornBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	staged := stagings(dir)
-	if len(staged) != 2 {
+	if len(staged) != 3 { // the log, the inbox, the store
 		t.Errorf("batches are staged in %v", staged)
 	}
 	for _, st := range staged {
@@ -98,9 +101,12 @@ func TestTornBatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var figures faults.Figures
 	for _, m := range msgs("whole") {
+		figures.Acked++
 		if _, err := stream.GetLastMsgForSubject(ctx, m.subject); err != nil {
 			t.Errorf("%s: %v", m.subject, err)
+			figures.Lost++
 		}
 	}
 	for _, m := range msgs("torn") {
@@ -115,4 +121,17 @@ func TestTornBatch(t *testing.T) {
 	if m, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject("petri.default.A.finding.low.x.torn.2")); err != nil || m.Sequence != seq {
 		t.Errorf("%v at %d: %v", m, seq, err)
 	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("petri.default.A.>"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range msgs("torn") {
+		n := int(info.State.Subjects[m.subject])
+		figures.Acked++
+		figures.Doubled += max(0, n-1)
+		if n == 0 {
+			figures.Lost++
+		}
+	}
+	figures.Report(t)
 }

@@ -145,6 +145,9 @@ func (s *Summary) apply(e schemas.Event) {
 	s.Updated = e.Time
 }
 
+// StatusQueued is the [Summary]'s status of an analysis that waits.
+const StatusQueued = "queued"
+
 // List returns the summaries of a tenant's analyses, the newest first, with
 // those that wait in the queue before them. limit 0 is no limit.
 func (b *Bus) List(ctx context.Context, tenant string, limit int) ([]Summary, error) {
@@ -169,7 +172,7 @@ func (b *Bus) List(ctx context.Context, tenant string, limit int) ([]Summary, er
 	var out []Summary
 	err = b.Queued(ctx, func(q QueuedJob) error {
 		if s := q.Submission; s.Tenant == tenant && !known[tenant+"."+s.ID] {
-			out = append(out, Summary{Tenant: tenant, Analysis: s.ID, Sample: s.Sample, Status: "queued", Attempt: 1, Submitted: s.Submitted, Updated: s.Submitted})
+			out = append(out, Summary{Tenant: tenant, Analysis: s.ID, Sample: s.Sample, Status: StatusQueued, Attempt: 1, Submitted: s.Submitted, Updated: s.Submitted})
 		}
 		return nil
 	})
@@ -182,8 +185,11 @@ func (b *Bus) List(ctx context.Context, tenant string, limit int) ([]Summary, er
 			break
 		}
 		e, err := kv.Get(ctx, k)
-		if err != nil {
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
 			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the analyses: %w", err)
 		}
 		var s Summary
 		if json.Unmarshal(e.Value(), &s) == nil {

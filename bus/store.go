@@ -91,7 +91,7 @@ func (s *Store) For(analysis string) *Store {
 	return &t
 }
 
-func (s *Store) stream() string { return "OBJ_" + s.bucket }
+func (s *Store) stream() string { return objectStreamName(s.bucket) }
 func (s *Store) chunkSubject(nuid string) string {
 	return "$O." + s.bucket + ".C." + nuid
 }
@@ -102,7 +102,11 @@ func (s *Store) metaSubject(name string) string {
 // Stat returns what the store has under a digest, or an error that wraps
 // [ErrNotFound].
 func (s *Store) Stat(ctx context.Context, d schemas.Digest) (Object, error) {
-	m, err := s.record(ctx, d)
+	return s.stat(ctx, d, s.record)
+}
+
+func (s *Store) stat(ctx context.Context, d schemas.Digest, record func(context.Context, schemas.Digest) (*jetstream.RawStreamMsg, error)) (Object, error) {
+	m, err := record(ctx, d)
 	if errors.Is(err, ErrNotFound) {
 		return Object{}, fmt.Errorf("artifact %s: %w", d, ErrNotFound)
 	}
@@ -120,6 +124,15 @@ func (s *Store) record(ctx context.Context, d schemas.Digest) (*jetstream.RawStr
 	return s.b.lookupIn(ctx, s.stream(), lookup{Last: s.metaSubject(d.String())})
 }
 
+// anyRecord is record by any replica's word, or, if that has none, by the
+// leader's. The object may have been removed since.
+func (s *Store) anyRecord(ctx context.Context, d schemas.Digest) (*jetstream.RawStreamMsg, error) {
+	if m, ok := s.b.anyIn(ctx, s.stream(), lookup{Last: s.metaSubject(d.String())}); ok {
+		return m, nil
+	}
+	return s.record(ctx, d)
+}
+
 // chunk returns the first chunk of an object from a sequence on, by the leader's
 // word.
 func (s *Store) chunk(ctx context.Context, o Object, seq uint64) (*jetstream.RawStreamMsg, error) {
@@ -127,6 +140,14 @@ func (s *Store) chunk(ctx context.Context, o Object, seq uint64) (*jetstream.Raw
 		return s.askObject(ctx, askChunk, o.SHA256, seq)
 	}
 	return s.b.lookupIn(ctx, s.stream(), lookup{Next: s.chunkSubject(o.meta.NUID), Seq: seq})
+}
+
+// anyChunk is chunk by any replica's word, or, if that has none, by the leader's.
+func (s *Store) anyChunk(ctx context.Context, o Object, seq uint64) (*jetstream.RawStreamMsg, error) {
+	if m, ok := s.b.anyIn(ctx, s.stream(), lookup{Next: s.chunkSubject(o.meta.NUID), Seq: seq}); ok {
+		return m, nil
+	}
+	return s.chunk(ctx, o, seq)
 }
 
 // object reads the meta record that lies at seq.
@@ -189,6 +210,16 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 		// Most of what there is fits into one frame. If the store has it
 		// already nothing need be written.
 		d := schemas.Sum(first[:n])
+		if n > 0 && s.bucket == bucketArtifacts {
+			// Most of what there is is new. If some replica does not have it the
+			// leader may, and refuses then what comes now.
+			if _, there := s.b.anyIn(ctx, s.stream(), lookup{Last: s.metaSubject(d.String())}); !there {
+				err = s.putSmall(ctx, kind, d, first[:n])
+				if !errors.Is(err, errConflict) {
+					return d, int64(n), err
+				}
+			}
+		}
 		serr := s.Keep(ctx, d)
 		if serr == nil {
 			return d, int64(n), nil
@@ -208,15 +239,7 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 	}
 	var mine bool
 	d := schemas.Digest(u.raw.Sum(nil))
-	o := jetstream.ObjectInfo{
-		ObjectMeta: jetstream.ObjectMeta{
-			Name:     d.String(),
-			Metadata: map[string]string{"kind": string(kind), "encoding": "zstd", "frame": strconv.Itoa(frameSize), "raw_size": strconv.FormatInt(u.size, 10)},
-			Opts:     &jetstream.ObjectMetaOptions{ChunkSize: frameSize},
-		},
-		Bucket: s.bucket, NUID: u.id, Size: uint64(u.written), Chunks: uint32(u.chunks), ModTime: s.b.now().UTC(),
-		Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(u.stored.Sum(nil)),
-	}
+	o := u.info(kind, d)
 	if s.b.now().Sub(u.begun) > maxUpload {
 		err = fmt.Errorf("the upload took more than %s: its first chunks may be gone", maxUpload)
 	} else if mine, err = s.enter(ctx, d, o); err == nil && mine {
@@ -227,6 +250,40 @@ func (s *Store) put(ctx context.Context, kind schemas.Kind, r io.Reader) (schema
 		return schemas.Digest{}, 0, fmt.Errorf("store %s: %w", kind, err)
 	}
 	return d, u.size, nil
+}
+
+// putSmall stores an object of one chunk and its meta record at once, together
+// with whatever else is being stored so. If the record's place is taken, be it by
+// the mark of a deletion, nothing is stored and the error is [errConflict].
+func (s *Store) putSmall(ctx context.Context, kind schemas.Kind, d schemas.Digest, data []byte) error {
+	u := &upload{s: s, id: nuid.Next(), stored: sha256.New()}
+	chunk := u.compress(data)
+	u.size = int64(len(data))
+	meta, err := json.Marshal(u.info(kind, d))
+	if err != nil {
+		return err
+	}
+	_, err = s.b.small.put(ctx, &groupTask{msgs: []batchMsg{
+		{subject: s.chunkSubject(u.id), body: chunk},
+		{subject: s.metaSubject(d.String()), body: meta, first: true},
+	}})
+	if err != nil && !errors.Is(err, errConflict) {
+		return fmt.Errorf("store %s: %w", kind, err)
+	}
+	return err
+}
+
+// info is the meta record of what has been uploaded.
+func (u *upload) info(kind schemas.Kind, d schemas.Digest) jetstream.ObjectInfo {
+	return jetstream.ObjectInfo{
+		ObjectMeta: jetstream.ObjectMeta{
+			Name:     d.String(),
+			Metadata: map[string]string{"kind": string(kind), "encoding": "zstd", "frame": strconv.Itoa(frameSize), "raw_size": strconv.FormatInt(u.size, 10)},
+			Opts:     &jetstream.ObjectMetaOptions{ChunkSize: frameSize},
+		},
+		Bucket: u.s.bucket, NUID: u.id, Size: uint64(u.written), Chunks: uint32(u.chunks), ModTime: u.s.b.now().UTC(),
+		Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(u.stored.Sum(nil)),
+	}
 }
 
 // enter writes the meta record of chunks that have been uploaded. It reports
@@ -400,14 +457,20 @@ func (u *upload) whole(ctx context.Context, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
-	b := u.s.b.encoder.EncodeAll(data, nil)
-	u.stored.Write(b)
-	u.written, u.chunks = int64(len(b)), 1
+	b := u.compress(data)
 	subject := u.s.chunkSubject(u.id)
 	return retry(ctx, func(ctx context.Context) error {
 		_, err := u.s.b.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: b}, jetstream.WithMsgID(u.id+".0"), jetstream.WithRetryAttempts(0))
 		return err
 	})
+}
+
+// compress makes the only chunk of an object.
+func (u *upload) compress(data []byte) []byte {
+	b := u.s.b.encoder.EncodeAll(data, nil)
+	u.stored.Write(b)
+	u.written, u.chunks = int64(len(b)), 1
+	return b
 }
 
 // copy compresses r in frames, two at a time, and publishes them in order.
@@ -499,4 +562,13 @@ func newEncoder() *zstd.Encoder {
 		panic(err) // the options are constants
 	}
 	return enc
+}
+
+func newDecoder() *zstd.Decoder {
+	// One frame is 1 MiB raw; a frame that claims more is not ours.
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*frameSize))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return dec
 }

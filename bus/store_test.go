@@ -28,6 +28,7 @@ func noise(n int) []byte {
 }
 
 func TestStoreRoundTrip(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	st := b.Artifacts()
 	for _, want := range [][]byte{{}, []byte("x"), noise(1 << 20), noise(1<<20 + 1), bytes.Repeat([]byte("zeros"), 1<<20), noise(9<<20 + 17)} {
@@ -93,6 +94,7 @@ func await(t *testing.T, b *bus.Bus, stream string, n int) {
 }
 
 func TestStoreKeepsOnce(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	want := noise(3 << 20)
 	var wg sync.WaitGroup
@@ -112,6 +114,7 @@ func TestStoreKeepsOnce(t *testing.T) {
 }
 
 func TestStoreCap(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	st := b.Artifacts().WithCaps(bus.Caps{schemas.KindDropped: 2 << 20})
 	if _, _, err := st.Put(t.Context(), schemas.KindDropped, bytes.NewReader(noise(2<<20))); err != nil {
@@ -140,6 +143,7 @@ func (r *brokenReader) Read(p []byte) (int, error) {
 }
 
 func TestStoreBrokenSource(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	if _, _, err := b.Artifacts().Put(t.Context(), schemas.KindDropped, &brokenReader{n: 5 << 20}); !errors.Is(err, errBroken) {
 		t.Errorf("got %v", err)
@@ -150,6 +154,7 @@ func TestStoreBrokenSource(t *testing.T) {
 }
 
 func TestStoreNotFound(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	if _, _, err := b.Artifacts().Open(t.Context(), schemas.Sum([]byte("never"))); !errors.Is(err, bus.ErrNotFound) {
 		t.Errorf("got %v", err)
@@ -158,6 +163,7 @@ func TestStoreNotFound(t *testing.T) {
 
 // TestStockGet reads our object as any NATS client would.
 func TestStockGet(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	want := noise(3<<20 + 5)
 	d, _, err := b.Artifacts().Put(t.Context(), schemas.KindMemory, bytes.NewReader(want))
@@ -184,6 +190,7 @@ func TestStockGet(t *testing.T) {
 }
 
 func TestStoreCorrupt(t *testing.T) {
+	t.Parallel()
 	for name, damage := range map[string]func(t *testing.T, s jetstream.Stream){
 		"a chunk is missing": func(t *testing.T, s jetstream.Stream) {
 			if err := s.DeleteMsg(t.Context(), 2); err != nil {

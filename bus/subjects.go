@@ -50,6 +50,17 @@ func artifactsIn(tenant, analysis string) string {
 	return logPrefix + tenant + "." + analysis + ".artifact.>"
 }
 
+// derivationsOf is the subject of all occurrences that a run has derived,
+// without the last token.
+func derivationsOf(t schemas.TaskRef, kind schemas.Kind, d schemas.Digest) string {
+	return logPrefix + t.Tenant + "." + t.Analysis + ".derivation." + t.Run + "." + string(kind) + "." + d.Token()
+}
+
+// derivationsIn matches all that a run has derived in an analysis.
+func derivationsIn(tenant, analysis, run string) string {
+	return logPrefix + tenant + "." + analysis + ".derivation." + run + ".>"
+}
+
 func findingSubject(t schemas.TaskRef, sev schemas.Severity, n int) string {
 	family := "finding"
 	if t.Run != schemas.LiveRun {
@@ -100,8 +111,22 @@ func jobSubject(tenant, profile, priority string) string {
 // priorities are the last tokens of a job's subject, in the order of service.
 var priorities = []string{"high", "normal", "low"}
 
+// inboxSubject is what a finished task is published under.
 func inboxSubject(t schemas.TaskRef) string {
 	return "in." + t.Analyzer + "." + taskToken(t)
+}
+
+// waiting is the last token of the subject under which the server keeps what an
+// analyzer has handed in.
+const waiting = "waiting"
+
+// inboxOf is the subject under which the inbox has an analyzer's finished tasks.
+func inboxOf(analyzer string) string { return "in." + analyzer + "." + waiting }
+
+// inboxAnalyzer is who may write under a subject of the inbox.
+func inboxAnalyzer(subject string) string {
+	analyzer, _, _ := strings.Cut(strings.TrimPrefix(subject, "in."), ".")
+	return analyzer
 }
 
 // taskToken names a task in one token.

@@ -19,12 +19,14 @@ import (
 type Task struct {
 	Ref      schemas.TaskRef
 	Artifact *schemas.Artifact // none for a task over the analysis
-	Attempt  int               // from 1
+	Attempt  int               // this is the n-th, from 1, of those that were begun and not given back
 
 	Force     bool               // do the work, whatever earlier receipts answer
 	Artifacts []schemas.Artifact // of a task over the analysis: what it has announced so far, each once
 	Omitted   int                // artifacts that are not among these, because they are too many
+	b         *Bus
 	msg       jetstream.Msg
+	delivered int // so often was it given out
 }
 
 // Keep says that the task is in work. It must be called every few seconds.
@@ -34,7 +36,7 @@ func (t *Task) Keep() error { return t.msg.InProgress() }
 // out again, and found to be answered.
 func (t *Task) Done() error { return t.msg.Ack() }
 
-// Retry gives the task back.
+// Retry gives the task back, to be tried again: this has been an attempt.
 func (t *Task) Retry(after time.Duration) error { return t.msg.NakWithDelay(after) }
 
 // NextTask waits for a task of a registered analyzer: one of an analysis that
@@ -79,9 +81,7 @@ func (b *Bus) NextTasks(ctx context.Context, analyzer string, n int) ([]*Task, e
 			tasks, err = fetchTasks(runTask)(runs.FetchNoWait(n))
 		}
 		if len(tasks) == 0 && err == nil && ctx.Err() == nil {
-			try, cancel := context.WithTimeout(ctx, idle)
-			tasks, err = fetchTasks(liveTask)(live.Fetch(1, jetstream.FetchContext(try)))
-			cancel()
+			tasks, err = fetchTasks(liveTask)(live.Fetch(1, jetstream.FetchContext(expiring{ctx, time.Now().Add(idle)})))
 		}
 		if len(tasks) > 0 {
 			return tasks, nil
@@ -96,6 +96,19 @@ func (b *Bus) NextTasks(ctx context.Context, analyzer string, n int) ([]*Task, e
 		}
 	}
 }
+
+// expiring is a context for a fetch that the server ends, a tenth of the time
+// before the deadline. With a deadline of its own the client would be gone by
+// then if the server is slow, and the message that it had been sent would wait
+// for [TaskAckWait] until it is given out again. As it is it hears the server out,
+// for another second.
+type expiring struct {
+	context.Context
+	at time.Time
+}
+
+// Deadline implements [context.Context].
+func (e expiring) Deadline() (time.Time, bool) { return e.at, true }
 
 // fetchTasks reads the messages of a batch as tasks.
 func fetchTasks(read func(jetstream.Msg) *Task) func(jetstream.MessageBatch, error) ([]*Task, error) {
@@ -142,10 +155,10 @@ func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task 
 		pass(m, err)
 		return nil
 	}
-	t := &Task{Ref: ref, Artifact: a, msg: m, Attempt: int(deliveries(m))}
+	t := &Task{Ref: ref, Artifact: a, b: b, msg: m, delivered: int(deliveries(m))}
 	// Only another occurrence of the same bytes, or a repetition, may have been
 	// answered; and if a first one has, the clerk's guard bears a second answer.
-	if t.Attempt > 1 || t.Artifact != nil && t.Artifact.Occurrence > 0 {
+	if t.delivered > 1 || t.Artifact != nil && t.Artifact.Occurrence > 0 {
 		if _, err := b.lastMsg(ctx, receiptSubject(t.Ref)); err == nil {
 			_ = m.Ack()
 			return nil
@@ -154,6 +167,7 @@ func (b *Bus) task(ctx context.Context, analyzer string, m jetstream.Msg) *Task 
 	if t.Ref.SHA256 == nil && !b.ready(ctx, t) {
 		return nil
 	}
+	b.countAttempts(ctx, t)
 	return t
 }
 
@@ -168,23 +182,38 @@ func (b *Bus) Upload(ctx context.Context, analyzer string, kind schemas.Kind, r 
 // maxFinished is what the server takes of a finished task, with room for headers.
 const maxFinished = MaxPayload - 4<<10
 
-// Finish hands a finished task in. It is safe to repeat.
-func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
+// finishedMsg is what is handed in as a finished task.
+func finishedMsg(f schemas.FinishedTask) (batchMsg, error) {
 	id := taskToken(f.Task) + "/" + f.Instance
 	if f.Reuse != nil { // the same instance may have to do the work after all
 		id += "/reuse"
 	}
 	e, err := schemas.NewEvent(f.Task.Tenant, f.Task.Analysis, id, time.Now(), schemas.OriginHost, f)
 	if err != nil {
-		return err
+		return batchMsg{}, err
 	}
 	m, err := newBatchMsg(inboxSubject(f.Task), e, false)
 	if err == nil && len(m.body) > maxFinished {
 		err = fmt.Errorf("%d bytes, more than %d", len(m.body), maxFinished)
 	}
+	m.once = true
+	return m, err
+}
+
+// Finish hands a finished task in. It is safe to repeat.
+func (b *Bus) Finish(ctx context.Context, f schemas.FinishedTask) error {
+	m, err := finishedMsg(f)
 	if err == nil {
-		m.once = true
-		err = b.answers.publish(ctx, m)
+		err = retryFor(ctx, patience, func(ctx context.Context) error {
+			err := b.answers.publish(ctx, m)
+			if overshare(err) {
+				err = fmt.Errorf("%d answers of %s wait for the clerk already (is petri bus run up, and not busy with others?): %w", maxAnswers, f.Task.Analyzer, err)
+			}
+			if hasCode(err, codeMaxMessages) { // the clerk empties the inbox
+				return passing{err}
+			}
+			return err
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("hand in %s: %w", f.Task.Analyzer, err)

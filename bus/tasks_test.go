@@ -5,6 +5,7 @@ package bus_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"slices"
@@ -77,6 +78,7 @@ func finish(t *testing.T, b *bus.Bus, task *bus.Task, f schemas.FinishedTask) {
 }
 
 func TestTaskToReceipt(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	a := newAnalysis(t, b)
@@ -116,6 +118,7 @@ func TestTaskToReceipt(t *testing.T) {
 // TestRepeatedBytes announces the same bytes again after their receipt: the
 // task is not opened again.
 func TestRepeatedBytes(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindDropped)
@@ -135,6 +138,7 @@ func TestRepeatedBytes(t *testing.T) {
 }
 
 func TestDerivedKeepsTheAnalysisOpen(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "unpack", schemas.KindSample)
@@ -163,6 +167,7 @@ func TestDerivedKeepsTheAnalysisOpen(t *testing.T) {
 }
 
 func TestAnalysisScope(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "summary")
@@ -178,8 +183,84 @@ func TestAnalysisScope(t *testing.T) {
 	}
 }
 
+// receiptIn is the receipt of an analysis that has one.
+func receiptIn(t *testing.T, b *bus.Bus, a *analysis) (r schemas.Receipt) {
+	t.Helper()
+	if err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error {
+		if e.Event.Family() == "receipt" {
+			return e.Event.Decode(&r)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestClerkRefusesTypes hands in JSON that no Go program would write: the task has
+// its receipt, which names the field, and so does the dead letter.
+func TestClerkRefusesTypes(t *testing.T) {
+	t.Parallel()
+	b := start(t)
+	clerk(t, b)
+	register(t, b, "static", schemas.KindSample)
+	findings := []schemas.Finding{{Kind: "x", Title: "first"}, {Kind: "x", Title: "second", Severity: schemas.SeverityHigh}}
+	list, err := json.Marshal(findings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*analysis
+	for says, change := range map[string][2]string{
+		"finding 1: field severity: it is a JSON number": {`"severity":"high"`, `"severity":5`},
+		"finding 0: unknown field \"titel\"":             {`"title":"first"`, `"titel":"first"`},
+		"field took":                                     {`"took":"1s"`, `"took":12`},
+		"unknown field \"bogus\"":                        {`"took":"1s"`, `"took":"1s","bogus":1`},
+		"derived artifact 0:":                            {`"sha256":"` + strings.Repeat("0", 64), `"sha256":"zz`},
+		"findings: that is no JSON list":                 {string(list), "5"},
+	} {
+		a := newAnalysis(t, b)
+		all = append(all, a)
+		a.artifact(schemas.KindSample, says, 0)
+		a.event(schemas.StartAnalysis{})
+		task := next(t, b, "static")
+		e, err := schemas.NewEvent("default", a.id, "answer", time.Now(), schemas.OriginHost, schemas.FinishedTask{
+			Task: task.Ref, Version: "1.0.0", Instance: "x", Status: schemas.TaskDone, Took: schemas.Duration(time.Second),
+			Findings: findings, Derived: []schemas.Derived{{Kind: "dropped", Size: 1}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrong := strings.Replace(string(body), change[0], change[1], 1)
+		if wrong == string(body) {
+			t.Fatalf("%q is not in %s", change[0], body)
+		}
+		if _, err := b.JetStream().Publish(t.Context(), "in.static.x", []byte(wrong)); err != nil {
+			t.Fatal(err)
+		}
+		if missing := a.wait(20 * time.Second); len(missing) != 0 {
+			t.Errorf("%s: missing: %+v", says, missing)
+		}
+		r := receiptIn(t, b, a)
+		if r.Status != schemas.TaskFailed || !strings.Contains(r.Error, says) {
+			t.Errorf("receipt %+v does not say %q", r, says)
+		}
+		eventually(t, func() bool {
+			return slices.ContainsFunc(deadLetters(t, b), func(d bus.DeadLetter) bool { return strings.Contains(d.Reason, says) })
+		})
+		if err := task.Done(); err != nil {
+			t.Error(err)
+		}
+	}
+	account(t, b, all...)
+}
+
 // TestClerkRefuses hands in what a broken or hostile analyzer might.
 func TestClerkRefuses(t *testing.T) {
+	t.Parallel()
 	missing := schemas.Sum([]byte("never uploaded"))
 	tests := map[string]struct {
 		change func(f *schemas.FinishedTask)
@@ -206,9 +287,11 @@ func TestClerkRefuses(t *testing.T) {
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
+	var all []*analysis
 	for name, tt := range tests {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			a := newAnalysis(t, b)
+			all = append(all, a)
 			a.artifact(schemas.KindSample, name, 0)
 			a.event(schemas.StartAnalysis{})
 			task := next(t, b, "static")
@@ -225,15 +308,7 @@ func TestClerkRefuses(t *testing.T) {
 				if missing := a.wait(20 * time.Second); len(missing) != 0 {
 					t.Fatalf("missing: %+v", missing)
 				}
-				var r schemas.Receipt
-				if err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error {
-					if e.Event.Family() == "receipt" {
-						return e.Event.Decode(&r)
-					}
-					return nil
-				}); err != nil {
-					t.Fatal(err)
-				}
+				r := receiptIn(t, b, a)
 				if r.Status != schemas.TaskFailed || !strings.Contains(r.Error, tt.says) {
 					t.Errorf("receipt %+v does not say %q", r, tt.says)
 				}
@@ -249,9 +324,11 @@ func TestClerkRefuses(t *testing.T) {
 	if n := messages(t, b, "DEAD"); n != uint64(want) {
 		t.Errorf("%d messages in DEAD for %d refusals", n, len(tests))
 	}
+	account(t, b, all...)
 }
 
 func TestLateAnswerAmends(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "slow", schemas.KindSample)
@@ -276,6 +353,7 @@ func TestLateAnswerAmends(t *testing.T) {
 // TestTwiceHandedIn repeats a finished task, as a crash between handing in and
 // acknowledging does.
 func TestTwiceHandedIn(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -301,12 +379,14 @@ func TestTwiceHandedIn(t *testing.T) {
 	if count["finding committed"] != 2 || count["receipt committed"] != 1 {
 		t.Errorf("%v", count)
 	}
+	account(t, b, a)
 }
 
 // TestSameBytesDerived has several analyzers derive the same bytes at once, each
 // of them twice, while the sandbox announces them too: every announcement has
 // its own number and id.
 func TestSameBytesDerived(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	a := newAnalysis(t, b)
@@ -354,6 +434,7 @@ func TestSameBytesDerived(t *testing.T) {
 }
 
 func TestUploadsAreApart(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	register(t, b, "one", schemas.KindSample)
 	d, _, err := b.Upload(t.Context(), "one", "upload", bytes.NewReader([]byte("unverified")))

@@ -31,10 +31,10 @@ func (b *Bus) Verify(ctx context.Context, tenant, analysis, key string) (*petrif
 	return log, err
 }
 
-// VerifyObject reads what the store has of an object that a log names, and
-// returns what is wrong with it, or nil.
-func (b *Bus) VerifyObject(ctx context.Context, o petrifile.Object) error {
-	r, have, err := b.Artifacts().Open(ctx, o.SHA256)
+// VerifyObject reads what the store has of an object that the log of an analysis
+// names, and returns what is wrong with it, or nil.
+func (b *Bus) VerifyObject(ctx context.Context, analysis string, o petrifile.Object) error {
+	r, have, err := b.Artifacts().For(analysis).Open(ctx, o.SHA256)
 	if errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("%s %s: the store does not have its bytes: %w", o.Kinds[0], o.SHA256, ErrNotFound)
 	}

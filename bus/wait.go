@@ -22,10 +22,10 @@ const absentEvery = heartbeatTTL / 3
 func (b *Bus) count(ctx context.Context, c *credit, unread time.Duration, left func() time.Duration, enough func(gone map[string]bool) bool) error {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
-	timer := time.AfterFunc(max(unread, time.Hour*24*365), cancel)
-	if unread > 0 {
-		timer.Reset(unread)
+	if unread == 0 {
+		unread = 365 * 24 * time.Hour // the timer is set anew when everything is read
 	}
+	timer := time.AfterFunc(unread, cancel)
 	defer timer.Stop()
 	caughtUp, timeout := false, c.timeout
 	absent, looked := newAbsence(b.absentGrace), time.Time{}

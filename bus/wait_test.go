@@ -22,10 +22,16 @@ func (a *analysis) wait(limit time.Duration, expected ...string) []schemas.Missi
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	if len(missing) == 0 {
+		if err := a.books.Complete(context.Background(), a.b.JetStream(), a.id); err != nil {
+			a.t.Fatal(err)
+		}
+	}
 	return missing
 }
 
 func TestWaitNamesWhoIsMissing(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	register(t, b, "slow", schemas.KindSample)
 	register(t, b, "gone", schemas.KindSample)
@@ -46,6 +52,7 @@ func TestWaitNamesWhoIsMissing(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("missing (-want +got):\n%s", diff)
 	}
+	account(t, b, a)
 }
 
 // withdraw writes what an analyzer does that ends its interest for good.
@@ -67,6 +74,7 @@ func withdraw(t *testing.T, b *bus.Bus, name string) {
 // TestWaitForLatecomers has expected analyzers register behind an announcement:
 // they are never given that artifact, and somebody must say so.
 func TestWaitForLatecomers(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	a := newAnalysis(t, b)
@@ -94,11 +102,13 @@ func TestWaitForLatecomers(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("missing (-want +got):\n%s", diff)
 	}
+	account(t, b, a)
 }
 
 // TestWaitPastDeadline waits when there is no time left: what the log has is
 // read all the same.
 func TestWaitPastDeadline(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -119,6 +129,7 @@ func TestWaitPastDeadline(t *testing.T) {
 // TestWaitOverClockSteps takes up a wait whose deadline was written before the
 // host's clock was set by an hour.
 func TestWaitOverClockSteps(t *testing.T) {
+	t.Parallel()
 	for name, written := range map[string]time.Duration{"set back": time.Hour, "set forward": -time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			b := start(t)
@@ -149,6 +160,8 @@ func TestWaitOverClockSteps(t *testing.T) {
 			if took := time.Since(begin); took < timeout {
 				t.Errorf("the wait ended after %s of %s", took, timeout)
 			}
+			a.books.Ack(e.ID)
+			account(t, b, a)
 		})
 	}
 }
@@ -156,6 +169,7 @@ func TestWaitOverClockSteps(t *testing.T) {
 // TestWaitUnreadLog waits while the log cannot be read: that is not an analysis
 // of which nothing is missing.
 func TestWaitUnreadLog(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	b, s := startAt(t, dir)
 	register(t, b, "static", schemas.KindSample)
@@ -173,6 +187,7 @@ func TestWaitUnreadLog(t *testing.T) {
 // TestWaitForNobody does not wait for who has withdrawn, nor for who has been
 // silent for too long.
 func TestWaitForNobody(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	b.SetAbsentGrace(0)
 	register(t, b, "gone", schemas.KindSample)
@@ -204,6 +219,7 @@ func TestWaitForNobody(t *testing.T) {
 // the old one works: the task stays whose it was, and what comes is the new
 // one's.
 func TestNewVersionMidTask(t *testing.T) {
+	t.Parallel()
 	b := start(t)
 	clerk(t, b)
 	register(t, b, "static", schemas.KindSample)
@@ -225,4 +241,5 @@ func TestNewVersionMidTask(t *testing.T) {
 	if missing := a.wait(20 * time.Second); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
+	account(t, b, a)
 }

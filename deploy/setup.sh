@@ -37,16 +37,30 @@ python3:an analyzer in Python, in the tests
 "
 guests="
 qemu-system-arm:virtual machines of arm64 and armhf
-qemu-system-mips:of mipsel and mips64el
-qemu-system-ppc:of ppc64el
+qemu-system-mips:of mips, mipsel and mips64el
+qemu-system-ppc:of ppc64 and ppc64el
 gcc-aarch64-linux-gnu:tester programs for the arm64 guest
 libc6-dev-arm64-cross:the same
 gcc-arm-linux-gnueabihf:tester programs for the armhf guest
 libc6-dev-armhf-cross:the same
+gcc-arm-linux-gnueabi:the same with soft floating point
+libc6-dev-armel-cross:the same
 gcc-mipsel-linux-gnu:tester programs for the mipsel guest
 libc6-dev-mipsel-cross:the same
 gcc-mips64el-linux-gnuabi64:tester programs for the mips64el guest
 libc6-dev-mips64el-cross:the same
+gcc-mips-linux-gnu:the kernel and busybox of the mips guest, and tester programs for it
+libc6-dev-mips-cross:the same
+gcc-riscv64-linux-gnu:the same of the riscv64 guest
+libc6-dev-riscv64-cross:the same
+gcc-powerpc64-linux-gnu:the same of the ppc64 guest
+libc6-dev-ppc64-cross:the same
+gcc-powerpc-linux-gnu:tester programs of 32 bits for it
+libc6-dev-powerpc-cross:the same
+flex:to compile these kernels
+bison:the same
+bc:the same
+dpkg-dev:to unpack busybox's source
 gcc-powerpc64le-linux-gnu:tester programs for the ppc64el guest
 libc6-dev-ppc64el-cross:the same
 "
@@ -99,3 +113,5 @@ for dir in bus/testdata/js analyzers/examples/javascript; do
 	echo "setup: npm packages of the NATS clients that are not ours ($dir)"
 	(cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
 done
+echo "setup: the earlier nats-server that an upgrade is tested with"
+(cd bus/faults/testdata/oldserver && go mod download)

@@ -12,10 +12,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/catalogue"
@@ -34,8 +36,11 @@ type analysis struct {
 	retryOf  string
 	dir      string
 	protocol *protocol.Protocol
+	guest    string // that the machine is
+	advice   string // how to have another guest that the sample asks for
 	c        *Context
 	sample   *os.File
+	elf      func() (*schemas.ELFIdentity, error) // the sample's headers, read once
 	slog     *slog.Logger
 	ended    bool
 
@@ -117,8 +122,11 @@ func (a *analysis) checkGuest() error {
 	if len(a.sub.Options.Command) > 0 {
 		return nil
 	}
-	id, err := elfid.Read(a.sample, a.sub.Sample.Size)
+	id, err := a.elf()
 	if errors.Is(err, elfid.ErrNotELF) {
+		if elfid.SplitsArgument(a.sub.Sample.Type.Interpreter) { // else env would run, and not the script
+			return failure{reasonUnsupported, errors.New("its first line needs the option -S of env, which that of the guests does not have")}
+		}
 		return nil
 	}
 	if err != nil {
@@ -194,6 +202,7 @@ func (a *analysis) fetchSample(ctx context.Context) error {
 		return fmt.Errorf("fetch the sample: %w", err)
 	}
 	a.sample = f
+	a.elf = sync.OnceValues(func() (*schemas.ELFIdentity, error) { return elfid.Read(f, a.sub.Sample.Size) })
 	if err := os.Remove(f.Name()); err != nil {
 		return err
 	}
@@ -216,8 +225,9 @@ func (a *analysis) drive(ctx context.Context) error {
 	if err := a.w.opts.InstallHooks(a.c, a.sub.Hooks); err != nil {
 		return failure{reasonProtocol, err}
 	}
+	a.guest, a.advice = a.chooseGuest()
 	m, err := a.w.machines.New(ctx, MachineSpec{
-		Tenant: a.sub.Tenant, Analysis: a.id, Arch: a.sub.Profile, Dir: a.dir,
+		Tenant: a.sub.Tenant, Analysis: a.id, Guest: a.guest, Sample: a.sub.Sample.SHA256, Dir: a.dir,
 		Cold: a.sub.Options.Cold || a.coldStep(), Untraced: a.sub.Options.Untraced, Pcap: a.c.cfg.Limits.Pcap, Announce: a.c.Announce,
 	}, a.c)
 	if err != nil {
@@ -278,7 +288,7 @@ func (a *analysis) machineSpec(cold bool) schemas.MachineSpec {
 	if cold || a.sub.Options.Cold {
 		start = "cold"
 	}
-	return a.w.opts.Describe(a.sub.Profile, start)
+	return a.w.opts.Describe(a.guest, start)
 }
 
 // gatherTimeout is how long start_analysis waits where the protocol does not
@@ -351,7 +361,7 @@ func (a *analysis) run() (machine.Run, error) {
 	}
 	p := path.Join(dir, name)
 	r := machine.Run{
-		RunSample: schemas.RunSample{Path: p, Env: a.sub.Options.Env, Dir: dir, User: a.sub.Options.User},
+		RunSample: schemas.RunSample{Path: p, Env: a.environment(), Dir: dir, User: a.sub.Options.User},
 		Name:      name, Size: a.sub.Sample.Size, Trace: !a.sub.Options.Untraced, Stdin: a.sub.Options.Stdin,
 	}
 	if d := a.sub.Options.Dir; d != "" {
@@ -365,20 +375,17 @@ func (a *analysis) run() (machine.Run, error) {
 	r.Limits = machine.Limits{Stdout: l.Stdout, Tasks: l.Tasks}
 	if len(a.sub.Options.Command) == 0 {
 		// Only of the sample itself is it known what its loader will ask for.
-		if id, err := elfid.Read(a.sample, a.sub.Sample.Size); err == nil {
+		if id, err := a.elf(); err == nil {
 			switch {
 			case id.Module:
 				r.Load = schemas.HowLoaded
 			case elfid.Library(id):
 				r.Load = schemas.HowMapped
 			}
-			r.Interp, r.Needed, r.RunPath = id.Interpreter, id.Needed, runPath(id, dir)
-			if b, err := json.Marshal([][]string{r.Needed, r.RunPath}); err != nil || len(b) > maxLibraryText {
-				r.Needed, r.RunPath = nil, nil // no program needs so many; its loader will tell
-			}
+			r.Interp, r.Needed, r.Versions, r.RunPath = id.Interpreter, id.Needed, id.Versions, runPath(id, dir)
 		} else if t := a.sub.Sample.Type; t.Format == elfid.FormatScript {
-			if p, _, _ := strings.Cut(strings.ReplaceAll(t.Interpreter, "\t", " "), " "); path.IsAbs(p) {
-				r.Interp = p
+			if p, program := elfid.Interpreter(t.Interpreter); path.IsAbs(p) {
+				r.Interp, r.Program = p, program
 			}
 		}
 	}
@@ -388,6 +395,33 @@ func (a *analysis) run() (machine.Run, error) {
 // maxLibraryText bounds what the names of libraries and their directories take of
 // the request to the guest, in bytes of JSON: the sample chose them.
 const maxLibraryText = 8 << 10
+
+// namesTooMuch reports whether the libraries are too many to be asked for in the
+// guest. No program needs so many, and a sample may name them so that nobody looks.
+func namesTooMuch(r machine.Run) bool {
+	b, err := json.Marshal([][]string{r.Needed, r.Versions, r.RunPath})
+	return err != nil || len(b) > maxLibraryText
+}
+
+// cutOff is where the sample ends by its program headers, if that is behind the
+// page in which the file does: Linux maps it all the same, and whoever reads there
+// gets SIGBUS, often the loader before it comes to the program. Otherwise it is 0.
+func (a *analysis) cutOff() (end uint64) {
+	id, err := a.elf()
+	if err != nil {
+		return 0
+	}
+	const page = 4 << 10
+	for _, s := range id.Segments {
+		if s.Type == "PT_LOAD" && s.FileSz > 0 {
+			end = max(end, s.Offset+min(s.FileSz, math.MaxUint64-s.Offset))
+		}
+	}
+	if end <= (uint64(a.sub.Sample.Size)+page-1)&^(page-1) {
+		return 0
+	}
+	return end
+}
 
 // runPath lists the directories that the sample itself tells its loader to look
 // in.

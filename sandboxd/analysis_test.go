@@ -5,7 +5,9 @@ package sandboxd_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -15,9 +17,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/protocol"
 	"github.com/petri-sandbox/petri/schemas"
+	"github.com/petri-sandbox/petri/schemas/elfid"
+	"github.com/petri-sandbox/petri/schemas/elfid/elftest"
 )
 
 // wholeRun is what the default protocol publishes when all goes well: SEE's
@@ -190,24 +195,47 @@ func TestUnsupportedStartsNoMachine(t *testing.T) {
 	})
 }
 
-// TestWrongGuestStartsNoMachine submits a program for s390x as one for amd64,
-// and a program that no guest is for.
+// program is the header of an executable.
+func program(class byte, order binary.ByteOrder, machine uint16, flags uint32) []byte {
+	b := append([]byte("\x7fELF"), make([]byte, 116)...)
+	b[4], b[5], b[6] = class/32, 1, 1
+	if order == binary.BigEndian {
+		b[5] = 2
+	}
+	order.PutUint16(b[16:], 2) // ET_EXEC
+	order.PutUint16(b[18:], machine)
+	order.PutUint32(b[20:], 1)
+	at, sizes := 36, []uint16{52, 32, 1}
+	if class == 64 {
+		at, sizes = 48, []uint16{64, 56, 1}
+	}
+	order.PutUint32(b[at:], flags)
+	for i, n := range sizes {
+		order.PutUint16(b[at+4+2*i:], n)
+	}
+	return b
+}
+
+// TestWrongGuestStartsNoMachine submits a program of each guest as one of
+// another's, and a program that no guest is for.
 func TestWrongGuestStartsNoMachine(t *testing.T) {
-	for machine, want := range map[byte]string{
-		22: "the sample is for the guest s390x, and amd64 was asked for",
-		43: "no guest runs a program for sparc64",
-	} {
+	le, be := binary.LittleEndian, binary.BigEndian
+	programs := map[string][]byte{
+		"amd64": program(64, le, 62, 0), "i386": program(32, le, 3, 0),
+		"arm64": program(64, le, 183, 0), "armhf": program(32, le, 40, 0x05000400),
+		"mips": program(32, be, 8, 0x70001007), "mipsel": program(32, le, 8, 0x70001007), "mips64el": program(64, le, 8, 0x80000007),
+		"ppc64": program(64, be, 21, 1), "ppc64el": program(64, le, 21, 2), "riscv64": program(64, le, 243, 5), "s390x": program(64, be, 22, 0),
+	}
+	refused := func(program []byte, asked, want string) {
+		t.Helper()
 		synctest.Test(t, func(t *testing.T) {
 			b := newBench(t)
-			program := append([]byte("\x7fELF\x02\x02\x01"), make([]byte, 113)...) // 64-bit, big-endian
-			copy(program[16:], []byte{0, 2, 0, machine, 0, 0, 0, 1})
-			copy(program[52:], []byte{0, 64, 0, 56, 0, 1})
 			d, n, err := b.store.Put(t.Context(), schemas.KindSample, bytes.NewReader(program))
 			if err != nil {
 				t.Fatal(err)
 			}
 			sub := b.submission(t)
-			sub.Sample.SHA256, sub.Sample.Size = d, n
+			sub.Sample.SHA256, sub.Sample.Size, sub.Profile = d, n, asked
 			b.analyse(t, sub)
 			var f schemas.AnalysisFailed
 			b.find(t, sub.ID, "analysis_failed", &f)
@@ -219,6 +247,98 @@ func TestWrongGuestStartsNoMachine(t *testing.T) {
 			}
 		})
 	}
+	names := catalogue.Names()
+	for i, guest := range names {
+		asked := names[(i+1)%len(names)]
+		refused(programs[guest], asked, fmt.Sprintf("the sample is for the guest %s, and %s was asked for", guest, asked))
+	}
+	refused(program(64, be, 43, 0), catalogue.Default, "no guest runs a program for sparc64")
+}
+
+// TestTooManyLibraries submits a program that names more libraries than the guest is
+// asked for: that nobody looked is told.
+func TestTooManyLibraries(t *testing.T) {
+	for _, n := range []int{10, 200} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			f := elftest.File{Type: elftest.Exec, Machine: 62, Wide: true}
+			for i := range n {
+				f.Needed = append(f.Needed, fmt.Sprintf("lib%060d.so", i))
+			}
+			d, size, err := b.store.Put(t.Context(), schemas.KindSample, bytes.NewReader(f.Bytes()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sub := b.submission(t)
+			sub.Sample.SHA256, sub.Sample.Size = d, size
+			events := b.analyse(t, sub)
+			if !slices.Contains(events, "sample_started") {
+				t.Errorf("it did not run: %v", events)
+			}
+			if told := slices.Contains(events, "fault"); told != (n > 100) {
+				t.Errorf("of %d libraries, told that nobody looked: %t", n, told)
+			} else if told {
+				var fault schemas.Fault
+				if b.find(t, sub.ID, "fault", &fault); !strings.Contains(fault.Text, "libraries") {
+					t.Errorf("fault: %s", fault.Text)
+				}
+			}
+		})
+	}
+}
+
+// TestCutOff submits a program that is loaded as if it had more bytes than the file:
+// within the file's last page that is nothing, and behind it it is told.
+func TestCutOff(t *testing.T) {
+	for _, tt := range []struct {
+		filesz uint64
+		want   bool
+	}{{0x40, false}, {0x1000, false}, {0x1001, true}, {1<<64 - 1, true}} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			f := program(64, binary.LittleEndian, 62, 0)
+			binary.LittleEndian.PutUint64(f[32:], 64) // e_phoff
+			ph := f[64:]
+			binary.LittleEndian.PutUint32(ph, 1) // PT_LOAD, of offset 0
+			binary.LittleEndian.PutUint64(ph[32:], tt.filesz)
+			binary.LittleEndian.PutUint64(ph[40:], tt.filesz)
+			d, size, err := b.store.Put(t.Context(), schemas.KindSample, bytes.NewReader(f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sub := b.submission(t)
+			sub.Sample.SHA256, sub.Sample.Size = d, size
+			events := b.analyse(t, sub)
+			if told := slices.Contains(events, "fault"); told != tt.want || !slices.Contains(events, "sample_started") {
+				t.Errorf("loaded with %#x bytes: %v", tt.filesz, events)
+			}
+			if tt.want {
+				var fault schemas.Fault
+				if b.find(t, sub.ID, "fault", &fault); !strings.Contains(fault.Text, "cut off") {
+					t.Errorf("fault: %s", fault.Text)
+				}
+			}
+		})
+	}
+}
+
+// TestSplitArgumentStartsNoMachine submits a script whose first line the guests'
+// env does not understand: it, and not the script, would run.
+func TestSplitArgumentStartsNoMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		sub := b.submission(t)
+		sub.Sample.Type = schemas.SampleType{Format: elfid.FormatScript, Interpreter: "/usr/bin/env -S sh -x"}
+		b.analyse(t, sub)
+		var f schemas.AnalysisFailed
+		b.find(t, sub.ID, "analysis_failed", &f)
+		if f.Reason != "unsupported" || !strings.Contains(f.Error, "-S of env") {
+			t.Errorf("%s: %q", f.Reason, f.Error)
+		}
+		if b.last() != nil {
+			t.Error("a machine was made")
+		}
+	})
 }
 
 // running is an onRun of a sample that goes on for ever.
@@ -226,12 +346,20 @@ func running(m *fakeMachine) (machine.Started, error) {
 	return machine.Started{PID: 7, SHA256: m.sum}, nil
 }
 
+// untilQuiet is the default protocol, but for samples of which nothing is new.
+var untilQuiet = strings.Replace(protocol.Default, "until: [tree_exited]", "until: [tree_exited, quiet], quiet: 10s", 1)
+
 func TestRuntimeEndsTheWait(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		busy bool
-		want time.Duration
-	}{{"quiet", false, 10 * time.Second}, {"busy", true, 20 * time.Second}} {
+		name     string
+		protocol string
+		busy     bool
+		want     time.Duration
+	}{
+		{"asleep", protocol.Default, false, 20 * time.Second},
+		{"quiet", untilQuiet, false, 10 * time.Second},
+		{"busy", untilQuiet, true, 20 * time.Second},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(t)
@@ -251,6 +379,7 @@ func TestRuntimeEndsTheWait(t *testing.T) {
 					}
 				}
 				sub := b.submission(t)
+				sub.Protocol = tt.protocol
 				b.analyse(t, sub)
 				stop()
 				time.Sleep(2 * time.Second) // the sample's goroutine ends
@@ -464,6 +593,30 @@ func TestRecovery(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestStoppedWhileAnalyzersWork stops the sandbox when nothing is left but to
+// wait: its next start goes on with that.
+func TestStoppedWhileAnalyzersWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.analysing = 30 * time.Second
+		sub := b.submission(t)
+		stop := b.worker(t)
+		b.submit(sub)
+		b.reached(t, sub.ID, "wait_analysis")
+		stop()
+		if names := b.names(sub.ID); slices.ContainsFunc(names, schemas.Ending) {
+			t.Errorf("it was ended: %v", names)
+		}
+		stop = b.worker(t)
+		defer stop()
+		b.ended(t, sub.ID)
+		names := b.names(sub.ID)
+		if last := names[len(names)-1]; last != "analysis_completed" {
+			t.Errorf("%v", names)
+		}
+	})
 }
 
 func TestProtocolOfEverySteps(t *testing.T) {

@@ -163,6 +163,7 @@ func TestClockIsStepped(t *testing.T) {
 					}
 				}
 				sub := b.submission(t)
+				sub.Protocol = untilQuiet
 				stop := b.worker(t)
 				defer stop()
 				b.submit(sub)

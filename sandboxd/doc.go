@@ -79,7 +79,8 @@ type Machines interface {
 // MachineSpec says what kind of machine an analysis needs.
 type MachineSpec struct {
 	Tenant, Analysis string
-	Arch             string
+	Guest            string // by the catalogue's name
+	Sample           schemas.Digest
 	Dir              string // the analysis' own directory, for whatever must lie on the disk
 	Cold             bool
 	Untraced         bool

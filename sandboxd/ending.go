@@ -26,6 +26,9 @@ func (a *analysis) analysisTime(ctx, stopped context.Context, failed error) {
 		}
 	}
 	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(cause, errShutdown) && failed == nil {
+			return // all that is left is to wait, which the next start goes on with
+		}
 		failed = cause
 	}
 	if a.fenced(failed) { // it was taken over meanwhile

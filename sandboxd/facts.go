@@ -83,7 +83,7 @@ func (c *Context) takeLive() {
 }
 
 func (c *Context) takeFact(e machine.Event) error {
-	if e.Exited != nil || e.Tree != nil || e.Off != nil {
+	if e.Exited != nil || e.Tree != nil || e.Off != nil || e.Tampering != nil {
 		// A short sample ends while the answer to its start is still on its
 		// way: the beginning is told first.
 		if err := c.await(c.life, func() bool { return !c.starting }); err != nil {
@@ -99,6 +99,8 @@ func (c *Context) takeFact(e machine.Event) error {
 		return c.tell(e.Time, schemas.OriginGuest, schemas.TreeExited{}, func() { c.treeGone = true })
 	case e.Off != nil:
 		return c.takeOff(e)
+	case e.Tampering != nil:
+		return c.tell(e.Time, schemas.OriginGuest, *e.Tampering, func() {})
 	case e.Fault != "":
 		c.fault(e.Time, schemas.OriginGuest, e.Fault)
 	}

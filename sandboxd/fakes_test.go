@@ -422,6 +422,7 @@ type bench struct {
 	gates     sandboxd.Gates
 	findings  sandboxd.Findings
 	display   bool // machines have one
+	has       func(guest string) bool
 	parallel  int
 	mu        sync.Mutex
 	dir       string
@@ -529,8 +530,8 @@ func (b *bench) worker(t *testing.T) (stop func()) {
 	t.Helper()
 	w := sandboxd.NewWorker(b, b.store, b, b, b, sandboxd.Options{
 		ID: "worker", Dir: b.dir, Parallel: b.parallel, Slog: slog.New(slog.DiscardHandler),
-		Gates: b.gates, Findings: b.findings,
-		Describe: func(arch, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: arch, Start: start} },
+		Gates: b.gates, Findings: b.findings, Has: b.has,
+		Describe: func(guest, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: guest, Start: start} },
 		Signer:   func(_, analysis string) sandboxd.Signer { return fakeSigner{b, analysis} },
 		InstallHooks: func(c *sandboxd.Context, text string) error {
 			if text == "" {

@@ -100,6 +100,7 @@ func (w *Worker) recoverOne(ctx context.Context, wg *sync.WaitGroup, n note, dir
 				w.opts.Slog.Warn("wait for the analyzers of an interrupted analysis", "analysis", n.Analysis, "error", err)
 				return
 			}
+			w.giveBack(n) // it may have died before it took the job out of the queue
 			_ = os.RemoveAll(dir)
 		}()
 		return nil
@@ -110,10 +111,16 @@ func (w *Worker) recoverOne(ctx context.Context, wg *sync.WaitGroup, n note, dir
 		}
 		w.opts.Slog.Warn("ended an interrupted analysis", "analysis", n.Analysis)
 	}
+	w.giveBack(n)
+	return os.RemoveAll(dir)
+}
+
+// giveBack gives a dead sandbox's job back, if it still has it. Whoever takes it
+// finds what is left to do.
+func (w *Worker) giveBack(n note) {
 	if err := w.jobs.Release(n.Token); err != nil {
 		w.opts.Slog.Debug("give a job back", "analysis", n.Analysis, "error", err)
 	}
-	return os.RemoveAll(dir)
 }
 
 func find(events []schemas.Event, name string) *schemas.Event {

@@ -27,10 +27,14 @@ type Limits struct {
 	Tasks  int   // processes and threads of the sample
 }
 
+// DefaultPcap is how many bytes of capture are kept unless a submission says
+// otherwise.
+const DefaultPcap = 256 << 20
+
 // defaultLimits hold where a submission says nothing else.
 var defaultLimits = Limits{
 	Limits: schemas.Limits{
-		Stdout: 4 << 20, Trace: 512 << 20, Pcap: 256 << 20, DroppedFile: 32 << 20, DroppedFiles: 500, DroppedTotal: 256 << 20,
+		Stdout: 4 << 20, Trace: 512 << 20, Pcap: DefaultPcap, DroppedFile: 32 << 20, DroppedFiles: 500, DroppedTotal: 256 << 20,
 	},
 	Serial: 1 << 20, Listed: 200_000, Tasks: 4096,
 }

@@ -290,6 +290,13 @@ func (a *analysis) runSample(ctx context.Context, timeout time.Duration) error {
 	if err := a.c.emit(schemas.OriginHost, run.RunSample); err != nil {
 		return err
 	}
+	if namesTooMuch(run) {
+		run.Needed, run.Versions, run.RunPath = nil, nil, nil
+		a.c.fault(time.Time{}, schemas.OriginHost, fmt.Sprintf("the sample names libraries and their directories in more than %d KiB: whether the guest has them was not looked for, and its loader may have refused to run it", maxLibraryText>>10))
+	}
+	if end := a.cutOff(); end > 0 {
+		a.c.fault(time.Time{}, schemas.OriginHost, fmt.Sprintf("the sample is cut off: it has %d bytes, and is loaded as if it had %d. What came behind could not run", a.sub.Sample.Size, end))
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	a.c.set(func() { a.c.starting = true })
@@ -297,6 +304,9 @@ func (a *analysis) runSample(ctx context.Context, timeout time.Duration) error {
 	started, err := m.Run(ctx, run, a.sample)
 	var ne *machine.NotExecuted
 	if errors.As(err, &ne) {
+		if a.advice != "" {
+			ne.Reason += " (" + a.advice + ")"
+		}
 		exit := schemas.SampleExited{Reason: "not_executed", Error: ne.Reason, Errno: ne.Errno, Missing: ne.Missing}
 		if err := a.c.emit(schemas.OriginGuest, exit); err != nil {
 			return err

@@ -133,7 +133,7 @@ func (c *Context) Poweron(ctx context.Context, timeout time.Duration, spec schem
 	return c.ready(boot)
 }
 
-// Restart resets the machine. Nothing in its RAM survives, and everything that
+// Restart boots the machine anew. Nothing in its RAM survives, and everything that
 // the guest wrote is in its RAM.
 func (c *Context) Restart(ctx context.Context, timeout time.Duration) error {
 	id, err := c.takeIdentity()

@@ -68,8 +68,11 @@ type Options struct {
 	// InstallHooks subscribes the hooks of a configuration, or the default
 	// ones if it is empty.
 	InstallHooks func(c *Context, text string) error
-	// Describe says what a machine of that architecture will be.
-	Describe func(arch, start string) schemas.MachineSpec
+	// Describe says what a machine of that guest will be.
+	Describe func(guest, start string) schemas.MachineSpec
+	// Has reports whether there are machines of a guest that has something besides
+	// (catalogue.Extra); nil: of none.
+	Has func(guest string) bool
 	// Signer returns who vouches for an analysis' log; without it nobody does.
 	Signer   func(tenant, analysis string) Signer
 	Gates    Gates    // services that protocols can ask; nil: none

@@ -52,6 +52,7 @@ type ArchiveEntry struct {
 	// artifacts and need not read the file. More counts those that found no room.
 	Artifacts []ArchivedArtifact `json:"artifacts"`
 	More      int                `json:"more,omitempty"`
+	Derived   int                `json:"derived,omitempty"` // artifacts that runs have derived, which are not in the list
 }
 
 // MaxArchivedArtifacts bounds the list of an [ArchiveEntry].

@@ -23,6 +23,7 @@ type Artifact struct {
 	Parent     *Digest   `json:"parent,omitempty"`     // artifact that it was derived from
 	Depth      int       `json:"depth,omitempty"`      // derivations from what sandboxd announced
 	Analyzer   string    `json:"analyzer,omitempty"`   // who derived it
+	Run        string    `json:"run,omitempty"`        // replay or hunt that it was derived in; none: it was announced
 }
 
 // EventType implements [Typed].
@@ -31,6 +32,22 @@ func (Artifact) EventType() string { return "petri.artifact.announced.v1" }
 // ID is the id of the announcement's event.
 func (a *Artifact) ID(analysis string) string {
 	return strings.Join([]string{analysis, "artifact", string(a.Kind), a.SHA256.Token(), strconv.Itoa(a.Occurrence)}, "/")
+}
+
+// Derivation is an artifact that an analyzer derived in a run. It is no
+// announcement: but for the run's own analyzers, nobody has a task for it.
+type Derivation struct {
+	Task     TaskRef  `json:"task"` // that it was derived in
+	Artifact Artifact `json:"artifact"`
+}
+
+// EventType implements [Typed].
+func (Derivation) EventType() string { return "petri.derivation.committed.v1" }
+
+// ID is the id of the derivation's event.
+func (d *Derivation) ID() string {
+	a := &d.Artifact
+	return strings.Join([]string{d.Task.Analysis, "derivation", d.Task.Run, string(a.Kind), a.SHA256.Token(), strconv.Itoa(a.Occurrence)}, "/")
 }
 
 // FileMeta is what the guest's file system said of a file.

@@ -6,7 +6,7 @@ package schemas
 // view; Start makes a reused PID another process.
 type Actor struct {
 	PID   int    `json:"pid"`
-	TID   int    `json:"tid"`
+	TID   int    `json:"tid"`            // 0 if the trace has no threads
 	Start uint64 `json:"start"`          // of the process: ns since the guest's boot
 	Comm  string `json:"comm,omitempty"` // the kernel's name of the thread
 }
@@ -17,7 +17,7 @@ type Behavior struct {
 	Category string `json:"category"` // process, file, network, memory or kernel
 	Action   string `json:"action"`   // exec, open, connect, …
 	Record   uint64 `json:"record"`   // number of the trace record that shows it
-	At       uint64 `json:"at"`       // ns since the guest's boot
+	At       uint64 `json:"at"`       // ns since the guest's boot; 0 if the trace has no times
 	// Number counts the analysis' live events from 1, whether they are shown or
 	// not: who finds one missing has missed it. Elsewhere there is none.
 	Number  uint64 `json:"number,omitempty"`

@@ -41,6 +41,8 @@ var channels = []Channel{
 		"What analyzers said, as the clerk committed it. The digest is _ where the task was over the analysis."},
 	{"refindings", "petri.{tenant}.{analysis}.refinding.{severity}.{analyzer}.{digest}.{n}", "LOG", ActionReceive, nil, "finding", nil,
 		"The same from replays and hunts, which whoever listens for findings does not see."},
+	{"derivations", "petri.{tenant}.{analysis}.derivation.{run}.{kind}.{digest}.{occurrence}", "LOG", ActionReceive, nil, "derivation", nil,
+		"What analyzers derived in replays and hunts: tasks of the same run, and of nobody else."},
 	{"receipts", "petri.{tenant}.{analysis}.receipt.{run}.{analyzer}.{digest}", "LOG", ActionReceive, nil, "receipt", nil,
 		"Each closes a task; there is one per run, analyzer and artifact."},
 	{"reports", "petri.{tenant}.{analysis}.report.{format}", "LOG", ActionReceive, nil, "report", nil,
@@ -99,5 +101,6 @@ type Registered struct {
 	Consumer string `json:"consumer,omitempty"` // durable that gives the tasks of analyses as they happen
 	Runs     string `json:"runs,omitempty"`     // durable of the stream RUNS that gives the tasks of replays
 	Uploads  string `json:"uploads,omitempty"`  // object bucket for result documents and derived artifacts
+	Together int    `json:"together,omitempty"` // answers that may be handed in as one message, a JSON list; none: one
 	Error    string `json:"error,omitempty"`    // why not; then the rest is empty
 }

@@ -2,7 +2,10 @@
 
 package schemas
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Names of the context events. The first seventeen are F-Secure SEE's; a
 // protocol may trigger any other name that [CheckEventName] allows.
@@ -33,6 +36,7 @@ const (
 	EventTreeExited    = "sample_tree_exited"
 	EventMachineOff    = "machine_off"
 	EventFault         = "fault"
+	EventTampering     = "possible_tampering"
 	EventLogAway       = "log_away"
 	EventHookFailed    = "hook_failed"
 	EventStepFailed    = "step_failed"
@@ -118,12 +122,21 @@ func (PrePoweron) EventType() string { return ContextType(EventPrePoweron) }
 
 // MachineSpec describes a virtual machine.
 type MachineSpec struct {
-	Arch    string `json:"arch"` // Debian's name of the guest's CPU
+	Arch    string `json:"arch"`           // Debian's name of the guest's CPU
+	With    string `json:"with,omitempty"` // what the guest has besides: python3
 	Backend string `json:"backend"`
 	Start   string `json:"start"` // warm or cold
 	Accel   string `json:"accel"` // kvm or tcg
 	CPUs    int    `json:"cpus"`
 	Memory  int64  `json:"memory"` // bytes
+}
+
+// Guest names the guest that the machine is: amd64, or amd64+python3.
+func (s MachineSpec) Guest() string {
+	if s.With == "" {
+		return s.Arch
+	}
+	return s.Arch + "+" + s.With
 }
 
 // PostPoweron says that the machine runs and what it was made from.
@@ -135,6 +148,7 @@ type PostPoweron struct {
 	Image    string      `json:"image"`              // key of the guest's image
 	Fallback string      `json:"fallback,omitempty"` // why it was booted although a warm start was asked for
 	Took     Duration    `json:"took"`
+	Pooled   bool        `json:"pooled,omitempty"` // it had been started before, and waited
 
 	Isolation *Isolation `json:"isolation,omitempty"` // what keeps it from the host
 }
@@ -192,7 +206,7 @@ func (GuestReady) EventType() string { return ContextType(EventGuestReady) }
 // A Tracer says how system calls are being recorded.
 type Tracer struct {
 	Backend string `json:"backend"`         // ebpf, ptrace or none
-	Error   string `json:"error,omitempty"` // why it is not ebpf
+	Error   string `json:"error,omitempty"` // why it is not ebpf, or is slower than need be
 }
 
 // An Identity is what a guest is made to look like, fresh for each analysis.
@@ -288,6 +302,37 @@ type Fault struct {
 
 // EventType implements [Typed].
 func (Fault) EventType() string { return ContextType(EventFault) }
+
+// PossibleTampering says that a process of the sample was about to make a call by
+// which root can change the guest's kernel, or another process. It stood still
+// until this had left the guest, and what had been recorded before. What the guest
+// says from then on may be what the sample wants it to say.
+type PossibleTampering struct {
+	Call    string `json:"call"`              // init_module, bpf, …
+	Request string `json:"request,omitempty"` // of bpf and ptrace
+	ABI     string `json:"abi,omitempty"`     // of the call; none: not one that is known
+	PID     int    `json:"pid"`               // in the sample's own process namespace
+	Comm    string `json:"comm,omitempty"`    // the kernel's name of the thread
+	// Records is how many records of the trace were made, and had left, before.
+	Records uint64 `json:"records"`
+	// Behind says why not all had left that was recorded before.
+	Behind string `json:"behind,omitempty"`
+}
+
+// EventType implements [Typed].
+func (PossibleTampering) EventType() string { return ContextType(EventTampering) }
+
+// String says who was about to do what.
+func (p PossibleTampering) String() string {
+	s := p.Call
+	if p.Request != "" {
+		s += " " + p.Request
+	}
+	if p.Comm != "" {
+		return fmt.Sprintf("process %d (%s) called %s", p.PID, p.Comm, s)
+	}
+	return fmt.Sprintf("process %d called %s", p.PID, s)
+}
 
 // LogAway says that the log took no events for a while, during which the guest
 // stood still.

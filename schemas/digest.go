@@ -7,7 +7,6 @@ import (
 	"encoding/base32"
 	"encoding/hex"
 	"fmt"
-	"strings"
 )
 
 // A Digest is a sha256. In JSON it is 64 hexadecimal digits, in a subject it is
@@ -44,16 +43,16 @@ func (d *Digest) UnmarshalText(b []byte) error {
 	return err
 }
 
-var tokenEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
+var tokenEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
 // Token is the digest as one subject token: all of it, in lower-case base32.
 // A shorter one could be collided with, and a collision would be an evasion.
-func (d Digest) Token() string { return strings.ToLower(tokenEncoding.EncodeToString(d[:])) }
+func (d Digest) Token() string { return tokenEncoding.EncodeToString(d[:]) }
 
 // ParseToken reads what [Digest.Token] wrote.
 func ParseToken(s string) (Digest, error) {
-	b, err := tokenEncoding.DecodeString(strings.ToUpper(s))
-	if err != nil || len(b) != sha256.Size || strings.ToLower(s) != s {
+	b, err := tokenEncoding.DecodeString(s)
+	if err != nil || len(b) != sha256.Size {
 		return Digest{}, fmt.Errorf("%.80q is not a digest token", s)
 	}
 	return Digest(b), nil

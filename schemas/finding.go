@@ -60,8 +60,8 @@ type Evidence struct {
 // Check reports what is wrong with a finding that a stranger wrote.
 func (f *Finding) Check() error {
 	switch {
-	case CheckEventName(f.Kind) != nil:
-		return fmt.Errorf("kind: %w", CheckEventName(f.Kind))
+	case checkName("name", f.Kind, 64, "_") != nil:
+		return fmt.Errorf("kind: %w", checkName("name", f.Kind, 64, "_"))
 	case f.Title == "" || len(f.Title) > 512:
 		return fmt.Errorf("title has %d bytes; 1 to 512 are allowed", len(f.Title))
 	case f.Severity != "" && !f.Severity.Valid():

@@ -51,7 +51,7 @@ var types = sync.OnceValue(func() []TypeInfo {
 	list := []TypeInfo{{EnvelopeSchema, FormEnvelope, Event{}, ""}}
 	list = append(list, contextTypes()...)
 	for _, v := range []Typed{
-		Artifact{}, Segment{}, FindingCommitted{}, Receipt{}, FinishedTask{},
+		Artifact{}, Derivation{}, Segment{}, FindingCommitted{}, Receipt{}, FinishedTask{},
 		Registration{}, Unregistration{}, ReportWritten{}, Submission{}, RunTask{}, Checkpoint{}, Tombstone{},
 	} {
 		list = append(list, TypeInfo{v.EventType(), FormEvent, v, ""})
@@ -103,7 +103,7 @@ func contextTypes() []TypeInfo {
 
 	for _, v := range []Typed{
 		AnalysisSubmitted{}, AnalysisClaimed{}, GuestReady{}, SampleStarted{}, SampleExited{}, TreeExited{}, MachineOff{},
-		Fault{}, LogAway{}, HookFailed{}, StepFailed{}, PreExec{}, Exec{}, PreDumpMemory{},
+		Fault{}, PossibleTampering{}, LogAway{}, HookFailed{}, StepFailed{}, PreExec{}, Exec{}, PreDumpMemory{},
 		GateAnswered{}, ControlDecided{},
 		AnalysisCompleted{}, AnalysisFailed{}, AnalysisCancelled{}, AnalysisAmended{}, RunAdopted{},
 	} {

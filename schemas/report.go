@@ -109,10 +109,23 @@ type ReportCoverage struct {
 	Steps     []StepFailed       `json:"failed_steps"`
 	Omitted   map[string]int     `json:"omitted"` // entries left out of this report's lists
 
+	// Tampering is there if the sample may have changed what records it.
+	Tampering *Tampering `json:"after_possible_tampering,omitempty"`
+
 	// Foreign counts messages that lay in the log under the analysis' subjects and
 	// are no events of it. They were left out; nothing of the analysis is missing
 	// for that.
 	Foreign uint64 `json:"foreign,omitempty"`
+}
+
+// Tampering says from when on the guest's word is that of a guest which the sample
+// may have changed.
+type Tampering struct {
+	Since time.Time         `json:"since"` // when the host heard of it
+	First PossibleTampering `json:"first"`
+	// Records is how many records of the trace came afterwards.
+	Records uint64         `json:"records"`
+	Calls   map[string]int `json:"calls"` // that were held, by name
 }
 
 // ReportMachine is the machine that ran the sample.

@@ -9,10 +9,10 @@ import (
 )
 
 // RunTask gives one task of a run to its analyzer. It is a message of a work
-// queue, not of the log: what a run is about was announced long ago.
+// queue, not of the log: what a run is about was announced long ago, or derived in it.
 type RunTask struct {
 	Task     TaskRef   `json:"task"`
-	Artifact *Artifact `json:"artifact,omitempty"` // its announcement; none for a task over the analysis
+	Artifact *Artifact `json:"artifact,omitempty"` // as it was announced, or derived in the run; none for a task over the analysis
 	Force    bool      `json:"force,omitempty"`    // do the work, whatever earlier receipts answer
 }
 
@@ -50,7 +50,8 @@ type RunState struct {
 	Error     string    `json:"error,omitempty"`   // of a failed one
 	Waiting   string    `json:"waiting,omitempty"` // for what it waits, if it cannot go on now
 	Hold      bool      `json:"hold,omitempty"`    // of one that is being listed: it is paused when that is done
-	Total     int       `json:"total"`             // tasks; final once State is not listing
+	Total     int       `json:"total"`             // tasks; once State is not listing it grows by what is derived
+	Derived   int       `json:"derived,omitempty"` // of those, over artifacts that were derived in the run
 	Analyses  int       `json:"analyses"`          // that they are of
 	Done      int       `json:"done"`
 	Failed    int       `json:"failed"`

@@ -37,6 +37,54 @@ func scanEvent(b []byte) (e Event, ok bool) {
 	return e, true
 }
 
+// Encode gives the event as [json.Marshal] does, at a fraction of the cost where
+// it is as nearly every event is: of plain characters.
+func (e Event) Encode() ([]byte, error) {
+	if b, ok := printEvent(e); ok {
+		return b, nil
+	}
+	return json.Marshal(e)
+}
+
+// printEvent writes what scanEvent reads. ok is false for anything else. Data
+// must be without white space between its values, as [NewEvent] leaves it.
+func printEvent(e Event) (b []byte, ok bool) {
+	p := printer{b: make([]byte, 0, 512+len(e.Data)), ok: true}
+	p.member(`{"specversion":"`, e.SpecVersion)
+	p.member(`,"id":"`, e.ID)
+	p.member(`,"source":"`, e.Source)
+	p.member(`,"type":"`, e.Type)
+	at, err := e.Time.MarshalText()
+	p.member(`,"time":"`, string(at))
+	p.member(`,"datacontenttype":"`, e.DataContentType)
+	p.member(`,"dataschema":"`, e.DataSchema)
+	p.member(`,"tenant":"`, e.Tenant)
+	if e.Analysis != "" {
+		p.member(`,"analysis":"`, e.Analysis)
+	}
+	p.member(`,"origin":"`, string(e.Origin))
+	if !p.ok || err != nil || len(e.Data) == 0 || !tight(e.Data) || !json.Valid(e.Data) {
+		return nil, false
+	}
+	b = append(p.b, `,"data":`...)
+	return append(append(b, e.Data...), '}'), true
+}
+
+type printer struct {
+	b  []byte
+	ok bool
+}
+
+// member writes a string whose beginning, up to its first quote, is prefix.
+func (p *printer) member(prefix, s string) {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			p.ok = false
+		}
+	}
+	p.b = append(append(append(p.b, prefix...), s...), '"')
+}
+
 // tight reports whether a value begins and ends without white space, as one
 // that was cut out by a parser does.
 func tight(b []byte) bool { return b[0] > ' ' && b[len(b)-1] > ' ' }

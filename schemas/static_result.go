@@ -62,7 +62,8 @@ type ELFIdentity struct {
 	Entry       uint64       `json:"entry"`
 	Linkage     string       `json:"linkage"` // dynamic, static or none
 	Interpreter string       `json:"interpreter,omitempty"`
-	Needed      []string     `json:"needed,omitempty"` // shared libraries, in the loader's order
+	Needed      []string     `json:"needed,omitempty"`   // shared libraries, in the loader's order
+	Versions    []string     `json:"versions,omitempty"` // of those libraries, that its loader insists on: libc.so.6 GLIBC_2.38
 	SOName      string       `json:"soname,omitempty"`
 	RPath       []string     `json:"rpath,omitempty"`
 	RunPath     []string     `json:"runpath,omitempty"`
@@ -118,5 +119,6 @@ type ELFOmitted struct {
 	Segments  int `json:"segments,omitempty"`
 	Sections  int `json:"sections,omitempty"`
 	Needed    int `json:"needed,omitempty"`
+	Versions  int `json:"versions,omitempty"`
 	Anomalies int `json:"anomalies,omitempty"`
 }

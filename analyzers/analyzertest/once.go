@@ -100,6 +100,8 @@ func (d onceDelivery) Task() analyzers.Task {
 	return analyzers.Task{Ref: d.job.Task, Artifact: d.job.Artifact, Attempt: 1}
 }
 func (d onceDelivery) InProgress(context.Context) error { return nil }
+func (d onceDelivery) Begin(context.Context) error      { return nil }
+func (d onceDelivery) Return(context.Context) error     { d.done(); return nil }
 func (d onceDelivery) Ack(context.Context) error        { d.done(); return nil }
 
 func (d onceDelivery) Nak(context.Context, time.Duration) error {

@@ -33,7 +33,7 @@ func New() Analyzer { return Analyzer{} }
 func (Analyzer) Info() analyzers.Info {
 	return analyzers.Info{
 		Name:     "behavior",
-		Version:  "1.0.0",
+		Version:  "1.1.0",
 		Kinds:    []schemas.Kind{schemas.KindTrace},
 		Deadline: 5 * time.Minute,
 		Memory:   1 << 30,

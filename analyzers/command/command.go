@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +89,9 @@ func Define(d schemas.Definition, dir string) (schemas.Definition, error) {
 	if d.Argv[0], err = program(d.Argv[0], d.Dir); err != nil {
 		return d, err
 	}
+	if err := checkScript(d); err != nil {
+		return d, err
+	}
 	if d.Files, err = digests(d); err != nil {
 		return d, err
 	}
@@ -109,7 +113,7 @@ func program(name, dir string) (string, error) {
 		}
 		st, err := os.Stat(name)
 		if err != nil {
-			return "", fmt.Errorf("find the program: %w", err)
+			return "", fmt.Errorf("there is no program %s: %w (name one of this host by its whole path)", name, cause(err))
 		}
 		if st.IsDir() || st.Mode()&0o111 == 0 {
 			return "", fmt.Errorf("%s cannot be executed (chmod +x it, or name its interpreter first)", name)
@@ -118,9 +122,46 @@ func program(name, dir string) (string, error) {
 	}
 	found, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("find the program: %w", err)
+		return "", fmt.Errorf("there is no program %q in PATH: %w (install it on this host, or name it by its whole path)", name, cause(err))
 	}
 	return filepath.Abs(found)
+}
+
+// cause is an error without what it says of paths and calls.
+func cause(err error) error {
+	var path *fs.PathError
+	var look *exec.Error
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &look):
+		return look.Err
+	}
+	return err
+}
+
+// interpreters are programs whose first argument, if it is no option, is a script.
+// A version may follow the name.
+var interpreters = []string{"python", "perl", "sh", "bash", "dash", "node", "ruby", "php", "lua"}
+
+// checkScript reports an error if the command is a script that is not there.
+func checkScript(d schemas.Definition) error {
+	name := strings.TrimRight(filepath.Base(d.Argv[0]), "0123456789.")
+	if len(d.Argv) < 2 || strings.HasPrefix(d.Argv[1], "-") || strings.Contains(d.Argv[1], fileHolder) || !slices.Contains(interpreters, name) {
+		return nil
+	}
+	script := d.Argv[1]
+	if !filepath.IsAbs(script) {
+		script = filepath.Join(d.Dir, script)
+	}
+	st, err := os.Stat(script)
+	switch {
+	case err != nil:
+		return fmt.Errorf("there is no script %s for %s: %w (name one of this host by its whole path)", script, name, cause(err))
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s, which %s is to run, is no file (name the script by its whole path)", script, name)
+	}
+	return nil
 }
 
 // named lists the files that a definition's arguments name, the program first.
@@ -239,13 +280,16 @@ func (a Analyzer) Changed() error {
 	return nil
 }
 
-// Reachable reports, as an error, a file or directory of the definition that the
+// Reachable is that of the definition.
+func (a Analyzer) Reachable() error { return Reachable(a.def) }
+
+// Reachable reports, as an error, a file or directory of a definition that the
 // user nobody, who it runs as if the runner is root, may not read.
-func (a Analyzer) Reachable() error {
+func Reachable(d schemas.Definition) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	for _, f := range append([]string{a.def.Dir}, named(a.def)...) {
+	for _, f := range append([]string{d.Dir}, named(d)...) {
 		if err := readable(f); err != nil {
 			return err
 		}

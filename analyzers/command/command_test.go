@@ -262,7 +262,7 @@ func TestConfined(t *testing.T) {
 func TestOutput(t *testing.T) {
 	good := `{"kind":"a","title":"one"}`
 	for _, tc := range []struct{ name, line, err string }{
-		{"no json", `hello`, "line 2 of the output: it is no JSON object"},
+		{"no json", `hello`, "line 2 of the output: it is no JSON"},
 		{"no object", `[1]`, "line 2 of the output: it is a JSON array, not an object"},
 		{"unknown field", `{"kind":"a","titel":"x"}`, `line 2 of the output: unknown field "titel"`},
 		{"wrong type", `{"kind":"a","title":7}`, "line 2 of the output: field title: it is a JSON number"},
@@ -373,7 +373,11 @@ func TestDefine(t *testing.T) {
 		{func(d *schemas.Definition) { d.Kinds = nil }, "kinds"},
 		{func(d *schemas.Definition) { d.Kinds = []schemas.Kind{"a", "a"} }, "twice"},
 		{func(d *schemas.Definition) { d.Argv = nil }, "no command"},
-		{func(d *schemas.Definition) { d.Argv = []string{"petri-no-such-program"} }, "find the program"},
+		{func(d *schemas.Definition) { d.Argv = []string{"petri-no-such-program"} }, "in PATH: executable file not found"},
+		{func(d *schemas.Definition) { d.Argv = []string{"/no/such/program"} }, "there is no program /no/such/program: no such file"},
+		{func(d *schemas.Definition) { d.Argv = []string{"sh", "/no/such/script", "{file}"} }, "there is no script /no/such/script for sh: no such file"},
+		{func(d *schemas.Definition) { d.Argv = []string{"sh", "no-such-script"} }, "there is no script /no-such-script"},
+		{func(d *schemas.Definition) { d.Argv = []string{"sh", "etc"} }, "is no file"},
 		{func(d *schemas.Definition) { d.Argv = []string{"/etc/passwd"} }, "cannot be executed"},
 		{func(d *schemas.Definition) { d.Memory = 1 }, "memory"},
 		{func(d *schemas.Definition) { d.Timeout = -1 }, "timeout"},
@@ -383,6 +387,15 @@ func TestDefine(t *testing.T) {
 		tc.change(&d)
 		if _, err := command.Define(d, "/"); err == nil || !strings.Contains(err.Error(), tc.err) {
 			t.Errorf("%v, want %s", err, tc.err)
+		}
+	}
+}
+
+// TestDefineScripts takes what looks like a script that is not there, and is none.
+func TestDefineScripts(t *testing.T) {
+	for _, argv := range [][]string{{"sh", "-c", "cat /nowhere"}, {"sh", "{file}"}, {"sh"}, {"cat", "/nowhere"}, {"sh", "etc/passwd"}} {
+		if _, err := command.Define(schemas.Definition{Name: "x", Kinds: []schemas.Kind{"sample"}, Argv: argv}, "/"); err != nil {
+			t.Errorf("%q: %v", argv, err)
 		}
 	}
 }

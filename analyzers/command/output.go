@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/schemas"
@@ -63,20 +62,20 @@ func (r *reader) read(out io.Reader) error {
 
 func (r *reader) line(text []byte) error {
 	var keys map[string]json.RawMessage
-	if err := decode(text, &keys, false); err != nil {
+	if err := schemas.Decode(text, &keys, false); err != nil {
 		return err
 	}
 	_, result := keys["result"]
 	_, derive := keys["derive"]
 	if !result && !derive {
 		var f schemas.Finding
-		if err := decode(text, &f, true); err != nil {
+		if err := schemas.Decode(text, &f, true); err != nil {
 			return err
 		}
 		return r.emit.Finding(f)
 	}
 	var l line
-	if err := decode(text, &l, true); err != nil {
+	if err := schemas.Decode(text, &l, true); err != nil {
 		return err
 	}
 	if len(keys) > 1 {
@@ -92,38 +91,13 @@ func (r *reader) line(text []byte) error {
 	var head struct {
 		Schema string `json:"schema"`
 	}
-	if err := decode(l.Result, &head, false); err != nil {
+	if err := schemas.Decode(l.Result, &head, false); err != nil {
 		return fmt.Errorf("field result: %w", err)
 	}
 	return r.emit.Result(head.Schema, func(w io.Writer) error {
 		_, err := w.Write(append(bytes.TrimSpace(l.Result), '\n'))
 		return err
 	})
-}
-
-// decode reads one JSON value and nothing behind it, and names the field that is
-// wrong.
-func decode(text []byte, into any, strict bool) error {
-	d := json.NewDecoder(bytes.NewReader(text))
-	if strict {
-		d.DisallowUnknownFields()
-	}
-	err := d.Decode(into)
-	var typ *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &typ) && typ.Field != "":
-		return fmt.Errorf("field %s: it is a JSON %s", typ.Field, typ.Value)
-	case errors.As(err, &typ):
-		return fmt.Errorf("it is a JSON %s, not an object", typ.Value)
-	case err != nil && strings.HasPrefix(err.Error(), "json: "):
-		return errors.New(strings.TrimPrefix(err.Error(), "json: "))
-	case err != nil:
-		return fmt.Errorf("it is no JSON object: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return errors.New("something follows the object")
-	}
-	return nil
 }
 
 // Read takes what a command has printed, at most limit bytes of it. The error

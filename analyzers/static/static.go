@@ -54,7 +54,7 @@ func New() Analyzer { return Analyzer{} }
 func (Analyzer) Info() analyzers.Info {
 	return analyzers.Info{
 		Name:    "static",
-		Version: "1.0.0",
+		Version: "1.1.0",
 		Kinds:   []schemas.Kind{schemas.KindSample, schemas.KindDropped, schemas.KindExtracted},
 		Memory:  64 << 20,
 	}
@@ -215,7 +215,7 @@ func identityTitle(id *schemas.ELFIdentity) string {
 // brief is an identity that fits in a finding; the result document has it all.
 func brief(id *schemas.ELFIdentity) schemas.ELFIdentity {
 	b := *id
-	b.Segments, b.Sections, b.Anomalies = nil, nil, nil
+	b.Segments, b.Sections, b.Anomalies, b.Versions = nil, nil, nil, nil
 	b.Interpreter, b.SOName = clip(b.Interpreter), clip(b.SOName)
 	b.Needed, b.RPath, b.RunPath = clipAll(b.Needed), clipAll(b.RPath), clipAll(b.RunPath)
 	return b

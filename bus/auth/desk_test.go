@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -21,12 +20,13 @@ import (
 
 // TestDesk has two tenants' users do what they may, each with credentials that
 // allow it nothing but to ask the desk, and neither what is the other's.
-func TestDesk(t *testing.T) {
-	dir, url := serve(t)
+func TestDesk(t *testing.T) { both(t, deskOn) }
+
+func deskOn(t *testing.T, dir, url string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
 	defer cancel()
 	as := func(user string) *bus.Bus {
-		b, err := bus.Connect(ctx, bus.Address{URL: url, CA: filepath.Join(dir, "ca", "ca.pem"), Creds: filepath.Join(dir, "users", user+".creds")}, user)
+		b, err := bus.Connect(ctx, address(dir, url, user), user)
 		if err != nil {
 			t.Fatalf("connect as %s: %v", user, err)
 		}

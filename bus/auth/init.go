@@ -55,7 +55,10 @@ func Init(dir string, o Options) error {
 			return err
 		}
 	}
-	preload, err := accounts(dir)
+	if err := makeKeys(dir); err != nil {
+		return err
+	}
+	preload, err := sign(dir, nil)
 	if err != nil {
 		return err
 	}
@@ -68,7 +71,7 @@ func Init(dir string, o Options) error {
 			return err
 		}
 	}
-	for _, r := range []Role{Bus, Admin, Sandboxd, Reporter, SIEM} {
+	for _, r := range unnamed() {
 		if _, err := AddUser(dir, r, "", UserOptions{}); err != nil {
 			return err
 		}
@@ -87,6 +90,9 @@ func Init(dir string, o Options) error {
 func (o *Options) check() error {
 	if n := len(o.Hosts); n != 1 && n < 3 {
 		return fmt.Errorf("%d servers: one server, or at least three, of which more than half must live", n)
+	}
+	if o.Port == o.ClusterPort && len(o.Hosts) > 1 {
+		return fmt.Errorf("clients and the other servers cannot both come to port %d (choose another --port or --cluster-port)", o.Port)
 	}
 	seen := map[string]bool{}
 	for _, h := range o.Hosts {
@@ -111,64 +117,6 @@ func hostName(s string) bool {
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == ""
 }
 
-// accounts makes the operator and the accounts, and returns the part of the
-// servers' configuration that names them.
-func accounts(dir string) (string, error) {
-	operator, err := nkeys.CreateOperator()
-	if err != nil {
-		return "", err
-	}
-	var names []string
-	tokens := map[string]string{}
-	for _, name := range []string{"SYS", "PETRI"} {
-		key, err := nkeys.CreateAccount()
-		if err != nil {
-			return "", err
-		}
-		id, err := key.PublicKey()
-		if err != nil {
-			return "", err
-		}
-		c := jwt.NewAccountClaims(id)
-		c.Name = name
-		if name == "PETRI" {
-			c.Limits.JetStreamLimits = jwt.JetStreamLimits{
-				MemoryStorage: jwt.NoLimit, DiskStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit, MaxAckPending: jwt.NoLimit,
-			}
-		}
-		if tokens[id], err = c.Encode(operator); err != nil {
-			return "", err
-		}
-		names = append(names, id)
-		if err := saveKey(filepath.Join(dir, "keys", strings.ToLower(name)+".nk"), key); err != nil {
-			return "", err
-		}
-	}
-	if err := saveKey(filepath.Join(dir, "keys", "operator.nk"), operator); err != nil {
-		return "", err
-	}
-	id, err := operator.PublicKey()
-	if err != nil {
-		return "", err
-	}
-	c := jwt.NewOperatorClaims(id)
-	c.Name, c.SystemAccount = "petri", names[0]
-	token, err := c.Encode(operator)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: {\n  %s: %s\n  %s: %s\n}\n",
-		token, names[0], names[0], tokens[names[0]], names[1], tokens[names[1]]), nil
-}
-
-func saveKey(path string, key nkeys.KeyPair) error {
-	seed, err := key.Seed()
-	if err != nil {
-		return err
-	}
-	return write(path, append(seed, '\n'), 0o600)
-}
-
 // UserOptions are for [AddUser].
 type UserOptions struct {
 	Analyzers []string      // of a process that runs several
@@ -188,10 +136,10 @@ func AddUser(dir string, r Role, name string, o UserOptions) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "users", user+".creds")
-	if _, err := os.Stat(path); err == nil {
+	if exists(path) {
 		return "", fmt.Errorf("%s exists already (take them back, and make new ones: petri bus revoke %s %s)", path, dir, user)
 	}
-	account, err := loadKey(dir, "petri")
+	account, err := loadKey(dir, keyOf(r))
 	if err != nil {
 		return "", err
 	}
@@ -204,30 +152,28 @@ func AddUser(dir string, r Role, name string, o UserOptions) (string, error) {
 		return "", err
 	}
 	c := jwt.NewUserClaims(id)
-	c.Name = user
+	c.Name, c.Permissions = user, p.claim()
 	if o.Expires > 0 {
 		c.Expires = time.Now().Add(o.Expires).Unix()
-	}
-	c.Pub.Allow, c.Sub.Allow = p.Publish, p.Subscribe
-	if len(p.Publish) == 0 {
-		c.Pub.Deny = []string{">"} // an empty list would allow all
-	}
-	if p.Respond {
-		c.Resp = &jwt.ResponsePermission{MaxMsgs: 1, Expires: 0}
 	}
 	token, err := c.Encode(account)
 	if err != nil {
 		return "", fmt.Errorf("sign the credentials of %s: %w", user, err)
 	}
+	return path, writeUser(path, token, key)
+}
+
+// writeUser writes a user's credentials.
+func writeUser(path, token string, key nkeys.KeyPair) error {
 	own, err := key.Seed()
 	if err != nil {
-		return "", err
+		return err
 	}
 	creds, err := jwt.FormatUserConfig(token, own)
 	if err != nil {
-		return "", err
+		return err
 	}
-	return path, write(path, creds, 0o600)
+	return replace(path, creds)
 }
 
 // write makes a file that was not there.

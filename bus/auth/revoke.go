@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,6 +31,9 @@ func Revoke(ctx context.Context, dir, url, user string) (told int, err error) {
 	}
 	path := filepath.Join(dir, "users", user+".creds")
 	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, fmt.Errorf("there is no user %s: %s is not there (the users there are: %s)", user, path, filepath.Join(dir, "users", "*.creds"))
+	}
 	if err != nil {
 		return 0, fmt.Errorf("read the credentials to revoke: %w", err)
 	}
@@ -41,11 +45,12 @@ func Revoke(ctx context.Context, dir, url, user string) (told int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("read %s: %w", path, err)
 	}
-	operator, err := loadKey(dir, "operator")
+	operator, err := loadKey(dir, operatorKey)
 	if err != nil {
 		return 0, err
 	}
-	account, err := loadKey(dir, "petri")
+	role, _, _ := strings.Cut(claims.Name, "-")
+	account, err := loadKey(dir, keyOf(Role(role)))
 	if err != nil {
 		return 0, err
 	}
@@ -54,6 +59,9 @@ func Revoke(ctx context.Context, dir, url, user string) (told int, err error) {
 		return 0, err
 	}
 	configs, err := filepath.Glob(filepath.Join(dir, "nodes", "*", "nats.conf"))
+	if len(configs) == 0 && err == nil { // of one machine
+		configs, err = filepath.Glob(filepath.Join(dir, localConfig))
+	}
 	if err != nil || len(configs) == 0 {
 		return 0, fmt.Errorf("%s has no servers' configurations: %w", dir, errors.Join(err, os.ErrNotExist))
 	}
@@ -73,18 +81,32 @@ func Revoke(ctx context.Context, dir, url, user string) (told int, err error) {
 // with what is revoked.
 const maxConf = 4 << 20
 
+// readConfig reads a server's configuration.
+func readConfig(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConf+1))
+	if err == nil && len(text) > maxConf {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxConf)
+	}
+	return text, err
+}
+
 // signRevocation revokes a key in the account that the configurations hold, and
 // returns the account's new token.
 func signRevocation(configs []string, account, user string, operator nkeys.KeyPair) (string, error) {
 	line := regexp.MustCompile(`(?m)^(\s*` + regexp.QuoteMeta(account) + `:\s*)(\S+)$`)
 	var signed string
 	for _, path := range configs {
-		text, err := os.ReadFile(path)
+		text, err := readConfig(path)
 		if err != nil {
 			return "", err
 		}
 		m := line.FindSubmatch(text)
-		if m == nil || len(text) > maxConf {
+		if m == nil {
 			return "", fmt.Errorf("%s does not name the account %s", path, account)
 		}
 		if signed == "" { // all have the same
@@ -104,41 +126,13 @@ func signRevocation(configs []string, account, user string, operator nkeys.KeyPa
 	return signed, nil
 }
 
-// replace puts a file in the place of another.
-func replace(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".petri-*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
-}
-
-func loadKey(dir, name string) (nkeys.KeyPair, error) {
-	seed, err := os.ReadFile(filepath.Join(dir, "keys", name+".nk"))
-	if err != nil {
-		return nil, fmt.Errorf("read a key of the installation: %w (%s must be a directory of petri bus init)", err, dir)
-	}
-	key, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(seed))))
-	if err != nil {
-		return nil, fmt.Errorf("read the key %s of the installation: %w", name, err)
-	}
-	return key, nil
-}
-
 // tellTime is how long the servers may take to take an account.
 const tellTime = 10 * time.Second
 
 // tell gives the servers the account's new token, as a user of the system's
 // account that lives only here, and returns how many have taken it.
 func tell(ctx context.Context, dir, url, account, token string, servers int) (int, error) {
-	sys, err := loadKey(dir, "sys")
+	sys, err := loadKey(dir, systemKey)
 	if err != nil {
 		return 0, err
 	}
@@ -156,7 +150,11 @@ func tell(ctx context.Context, dir, url, account, token string, servers int) (in
 	if err != nil {
 		return 0, err
 	}
-	nc, err := nats.Connect(url, nats.UserJWT(func() (string, error) { return own, nil }, key.Sign), nats.RootCAs(filepath.Join(dir, "ca", "ca.pem")), nats.Timeout(5*time.Second))
+	opts := []nats.Option{nats.UserJWT(func() (string, error) { return own, nil }, key.Sign), nats.Timeout(5 * time.Second)}
+	if ca := filepath.Join(dir, "ca", "ca.pem"); exists(ca) { // one machine needs none
+		opts = append(opts, nats.RootCAs(ca))
+	}
+	nc, err := nats.Connect(url, opts...)
 	if err != nil {
 		return 0, fmt.Errorf("tell the servers: %w (do it again when they run, or start them with the new configurations)", err)
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/nats-io/jwt/v2"
+
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -15,8 +17,10 @@ type Role string
 
 // The roles.
 const (
-	Bus      Role = "bus"      // clerk, registrar, archiver, projections: everything
+	Bus      Role = "bus"      // registrar, desk, runs, projections: everything
 	Admin    Role = "admin"    // a person who runs Petri: everything
+	Clerk    Role = "clerk"    // commits what analyzers hand in
+	Archiver Role = "archiver" // moves ended analyses out of the log
 	Sandboxd Role = "sandboxd" // runs analyses
 	Analyzer Role = "analyzer" // answers tasks; one user per analyzer
 	Reporter Role = "reporter" // writes reports
@@ -25,7 +29,9 @@ const (
 )
 
 // Roles lists all roles in a fixed order.
-func Roles() []Role { return []Role{Bus, Admin, Sandboxd, Analyzer, Reporter, SIEM, User} }
+func Roles() []Role {
+	return []Role{Bus, Admin, Clerk, Archiver, Sandboxd, Analyzer, Reporter, SIEM, User}
+}
 
 // named reports what a user of the role is named by; empty: there is one.
 func (r Role) named() string {
@@ -36,6 +42,11 @@ func (r Role) named() string {
 		return "tenant"
 	}
 	return ""
+}
+
+// unnamed are the roles of which an installation has one user each.
+func unnamed() []Role {
+	return slices.DeleteFunc(Roles(), func(r Role) bool { return r.named() != "" })
 }
 
 // UserName is the name of a role's user on the bus, and of its file. name is
@@ -70,7 +81,8 @@ func InboxPrefix(user string) string { return "_INBOX_" + user }
 type Permissions struct {
 	Publish   []string
 	Subscribe []string
-	Respond   bool // to the requests that it is sent
+	Deny      []string // of what may be published
+	Respond   bool     // to the requests that it is sent
 }
 
 const api = "$JS.API."
@@ -83,6 +95,16 @@ func reading(streams ...string) []string {
 		out = append(out, api+"STREAM.INFO."+s, api+"STREAM.MSG.GET."+s, api+"DIRECT.GET."+s, api+"DIRECT.GET."+s+".>")
 	}
 	return out
+}
+
+// readingAll is what it takes to read every stream.
+var readingAll = []string{api + "STREAM.INFO.*", api + "STREAM.MSG.GET.*", api + "DIRECT.GET.>", api + "CONSUMER.INFO.*.*"}
+
+// kept are the streams out of which the clerk may take nothing: all but analyzers'
+// uploads, whose names no pattern can say.
+var kept = []string{
+	"LOG", "INBOX", "JOBS", "RUNS", "DEAD", "OBJ_ART", "OBJ_REP", "OBJ_ARC",
+	"KV_REGISTRY", "KV_LEASE", "KV_ROOM", "KV_STATE", "KV_ARCHIVE", "KV_RUNS", "KV_MEMO", "KV_ATTEMPTS", "KV_ANALYZERS", "KV_PROFILES",
 }
 
 // tasksOf is what it takes to be one analyzer.
@@ -115,6 +137,24 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 	switch r {
 	case Bus, Admin:
 		return Permissions{Publish: []string{">"}, Subscribe: []string{">"}, Respond: true}, nil
+	case Clerk:
+		p.Publish = append(p.Publish, readingAll...)
+		p.Publish = append(p.Publish,
+			api+"CONSUMER.MSG.NEXT.INBOX.clerk", "$JS.ACK.INBOX.clerk.>", "dead.INBOX.clerk.*", // the bus has made its consumer
+			"petri.*.*.artifact.*.*.*", "petri.*.*.derivation.>", "petri.*.*.finding.>", "petri.*.*.refinding.>", "petri.*.*.receipt.*.*.*",
+			"petri.*.*.context."+schemas.EventAmended, "$O.ART.>", "$KV.MEMO.*", "run.>",
+			api+"STREAM.PURGE.*") // an upload that it has taken over
+		for _, s := range kept {
+			p.Deny = append(p.Deny, api+"STREAM.PURGE."+s)
+		}
+	case Archiver:
+		p.Publish = append(p.Publish, readingAll...)
+		for _, kv := range []string{"KV_STATE", "KV_ARCHIVE", "KV_RUNS"} {
+			p.Publish = append(p.Publish, api+"CONSUMER.CREATE."+kv+".>", api+"CONSUMER.DELETE."+kv+".*")
+		}
+		p.Publish = append(p.Publish,
+			api+"CONSUMER.CREATE.LOG.>", api+"CONSUMER.MSG.NEXT.LOG.*", api+"STREAM.PURGE.LOG", api+"STREAM.PURGE.OBJ_ARC",
+			"$JS.FC.>", "$O.ARC.>", "$KV.ARCHIVE.>", "$KV.STATE.>")
 	case Sandboxd:
 		p.Respond = true
 		p.Subscribe = append(p.Subscribe, "ctl.*.*.*")
@@ -132,6 +172,7 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 		}
 		p.Publish = append(p.Publish, reading("LOG", "OBJ_ART", "OBJ_ARC", "KV_ARCHIVE", "KV_RUNS", "KV_ANALYZERS")...)
 		p.Publish = append(p.Publish, api+"DIRECT.GET.KV_MEMO.$KV.MEMO.*") // by key, which is a hash of the work
+		p.Publish = append(p.Publish, api+"STREAM.MSG.GET.KV_ATTEMPTS", "$KV.ATTEMPTS."+name+".*")
 		for _, a := range analyzers {
 			if err := schemas.CheckAnalyzer(a); err != nil {
 				return Permissions{}, err
@@ -140,8 +181,8 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 		}
 	case Reporter:
 		p.Publish = append(p.Publish, reading("LOG", "OBJ_ART", "OBJ_REP", "OBJ_ARC", "KV_ARCHIVE")...)
-		p.Publish = append(p.Publish, "petri.*.*.report.*", "$O.REP.>",
-			api+"CONSUMER.CREATE.LOG.>", api+"CONSUMER.INFO.LOG.*", api+"CONSUMER.MSG.NEXT.LOG.*", "$JS.ACK.LOG.reporter.>")
+		p.Publish = append(p.Publish, "petri.*.*.report.*", "$O.REP.>", // the bus has made its consumer
+			api+"CONSUMER.INFO.LOG.reporter", api+"CONSUMER.MSG.NEXT.LOG.reporter", "$JS.ACK.LOG.reporter.>")
 	case SIEM:
 		p.Publish = nil
 		p.Subscribe = []string{"live.petri.*.*.finding.>"}
@@ -151,4 +192,17 @@ func PermissionsOf(r Role, name string, analyzers ...string) (Permissions, error
 			api+"DIRECT.GET.KV_ROOM.$KV.ROOM.now")
 	}
 	return p, nil
+}
+
+// claim is what the servers read out of a user's credentials.
+func (p Permissions) claim() jwt.Permissions {
+	var c jwt.Permissions
+	c.Pub.Allow, c.Pub.Deny, c.Sub.Allow = p.Publish, p.Deny, p.Subscribe
+	if len(p.Publish) == 0 {
+		c.Pub.Deny = []string{">"} // an empty list would allow all
+	}
+	if p.Respond {
+		c.Resp = &jwt.ResponsePermission{MaxMsgs: 1, Expires: 0}
+	}
+	return c
 }

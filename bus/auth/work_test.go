@@ -6,27 +6,30 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/bus/auth"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
 // TestRolesWork takes an analysis through every role, each with credentials that
 // allow it nothing else.
-func TestRolesWork(t *testing.T) {
-	dir, url := serve(t)
+func TestRolesWork(t *testing.T) { both(t, workOn) }
+
+func workOn(t *testing.T, dir, url string) {
 	as := func(r auth.Role, name string) *bus.Bus {
 		user, err := auth.UserName(r, name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := bus.Connect(t.Context(), bus.Address{URL: url, CA: filepath.Join(dir, "ca", "ca.pem"), Creds: filepath.Join(dir, "users", user+".creds")}, user)
+		b, err := bus.Connect(t.Context(), address(dir, url, user), user)
 		if err != nil {
 			t.Fatalf("connect as %s: %v", user, err)
 		}
@@ -42,7 +45,8 @@ func TestRolesWork(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	serving, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { _ = bus.NewClerk(root, log).Run(serving) })
+	clerk, archiver := as(auth.Clerk, ""), as(auth.Archiver, "")
+	running.Go(func() { _ = bus.NewClerk(clerk, log).Run(serving) })
 	running.Go(func() { _ = bus.NewRegistrar(root, log).Run(serving) })
 	running.Go(func() { _ = bus.NewDesk(root, log).Run(serving) })
 	defer func() {
@@ -96,11 +100,13 @@ func TestRolesWork(t *testing.T) {
 	}
 	w, err := sandbox.BeginContext(ctx, "acme", sub.ID)
 	must("begin", err)
+	var books faults.Books
 	write := func(data schemas.Typed) {
 		t.Helper()
 		e, err := schemas.NewEvent("acme", sub.ID, w.NextID(), time.Now(), schemas.OriginHost, data)
 		must("make an event", err)
 		must("write an event", w.Write(ctx, e))
+		books.Ack(e.ID)
 	}
 	write(schemas.AnalysisSubmitted{Submission: sub, Attempt: 1})
 	if job.Submission.Sample.SHA256 != d {
@@ -111,6 +117,7 @@ func TestRolesWork(t *testing.T) {
 	e, err := schemas.NewEvent("acme", sub.ID, a.ID(sub.ID), time.Now(), schemas.OriginHost, a)
 	must("make an announcement", err)
 	must("announce", sandbox.PublishArtifact(ctx, e, &a))
+	books.Ack(e.ID)
 	write(schemas.StartAnalysis{})
 	must("finish the job", job.Done(ctx))
 
@@ -147,6 +154,7 @@ func TestRolesWork(t *testing.T) {
 	must("end", err)
 
 	reporter := as(auth.Reporter, "")
+	must("open the endings", root.OpenEndings(ctx, "reporter"))
 	following, done := context.WithCancel(ctx)
 	defer done()
 	err = reporter.Endings(following, "reporter", func(ctx context.Context, e schemas.Event) error {
@@ -169,4 +177,94 @@ func TestRolesWork(t *testing.T) {
 	if families["finding"] != 1 || families["receipt"] != 1 || families["report"] != 1 || families["artifact"] != 2 {
 		t.Errorf("the log has %v", families)
 	}
+	faults.Account(ctx, t, root.JetStream(), "", &books)
+
+	// An answer that comes late is noted, and one that is wrong is buried.
+	late := reg
+	late.Name = "late"
+	must("register one that is late", root.Register(ctx, late))
+	ref := task.Ref
+	ref.Analyzer = "late"
+	must("hand in late", root.Finish(ctx, schemas.FinishedTask{Task: ref, Version: "1.0.0", Instance: "i", Status: schemas.TaskDone, Findings: []schemas.Finding{{Kind: "x", Title: "x"}}}))
+	until(t, func() bool {
+		amended := false
+		must("read back", root.Read(ctx, "acme", sub.ID, 0, func(e bus.Entry) error {
+			amended = amended || e.Event.Name() == schemas.EventAmended
+			return nil
+		}))
+		return amended
+	})
+	ref.Analyzer = "nobody"
+	must("hand in as nobody", root.Finish(ctx, schemas.FinishedTask{Task: ref, Version: "1.0.0", Instance: "i", Status: schemas.TaskDone}))
+	until(t, func() bool {
+		buried := false
+		must("list the dead letters", root.DeadLetters(ctx, func(d bus.DeadLetter) error {
+			buried = buried || d.Subject == "in.nobody."+strings.TrimPrefix(d.Subject, "in.nobody.")
+			return nil
+		}))
+		return buried
+	})
+	for name := range root.JetStream().StreamNames(ctx).Name() {
+		st, err := clerk.JetStream().Stream(ctx, name)
+		must("describe a stream", err)
+		denied := false
+		if err := st.Purge(ctx, jetstream.WithPurgeSubject("nothing")); err != nil {
+			denied = errors.Is(err, bus.ErrDenied)
+		}
+		if want := !strings.HasPrefix(name, "OBJ_UP-"); denied != want {
+			t.Errorf("the clerk may purge %s: %v", name, !denied)
+		}
+	}
+	if n := uploaded(t, root, "yara"); n != 0 {
+		t.Errorf("%d messages of an upload are left that the clerk has taken over", n)
+	}
+
+	must("archive", func() error {
+		projecting, done := context.WithCancel(ctx)
+		defer done()
+		go func() { _ = root.Project(projecting, log) }()
+		go func() {
+			_ = reporter.Endings(projecting, "reporter", func(context.Context, schemas.Event) error { return nil })
+		}()
+		x := bus.NewArchiver(archiver, bus.ArchiverOptions{After: time.Nanosecond, Log: log})
+		var err error
+		until(t, func() bool {
+			var moved int
+			moved, err = x.Pass(ctx)
+			return err != nil || moved == 1
+		})
+		return err
+	}())
+	n = 0
+	must("read out of the archive", root.Read(ctx, "acme", sub.ID, 0, func(bus.Entry) error {
+		n++
+		return nil
+	}))
+	if _, err := root.ArchiveEntry(ctx, "acme", sub.ID); err != nil || n == 0 {
+		t.Errorf("%d events are in the archive: %v", n, err)
+	}
+}
+
+// until waits for what is to happen soon.
+func until(t *testing.T, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not happen")
+		}
+	}
+}
+
+// uploaded counts the messages of an analyzer's uploads.
+func uploaded(t *testing.T, b *bus.Bus, analyzer string) uint64 {
+	t.Helper()
+	st, err := b.JetStream().Stream(t.Context(), "OBJ_UP-"+analyzer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := st.Info(t.Context(), jetstream.WithSubjectFilter("$O.UP-"+analyzer+".C.>"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint64(len(info.State.Subjects))
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -60,11 +61,7 @@ func TestInstallation(t *testing.T) {
 	kills := rounds(1, 5)
 	for range kills {
 		more(8)
-		n := w.leader()
-		w.servers[n].kill()
-		more(8) // twice as many as may have been on their last step
-		w.servers[n] = w.restart(n)
-		within(t, time.Minute, "the log has all three servers again", w.whole)
+		w.failover(t, func() { more(8) }) // twice as many as may have been on their last step
 	}
 	more(8)
 	sandbox.input.Close()
@@ -77,16 +74,19 @@ func TestInstallation(t *testing.T) {
 	if len(begun) != len(done) {
 		t.Errorf("of %d analyses %d were completed", len(begun), len(done))
 	}
-	out := row{what: fmt.Sprintf("an installation with roles, its leader dies, %d times", kills), acked: len(l.acked), note: fmt.Sprintf("longest pause %d ms, %d analyses", l.gap.Milliseconds(), len(done))}
-	out.lost, out.doubled = l.audit(t, w.b, keys(begun))
+	out, err := faults.Audit(t.Context(), w.b.JetStream(), &l.Books)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Note = fmt.Sprintf("%d kills of the leader, %s, %d analyses", kills, l.pause(), len(done))
 	for id := range done {
-		tasks, lost, doubled, wrong, err := tally(t.Context(), w.b, id, 1)
+		f, err := tally(t.Context(), w.b, id, 1, false)
 		if err != nil {
 			t.Error(err)
 		}
-		out.acked, out.lost, out.doubled, out.wrong = out.acked+tasks, out.lost+lost, out.doubled+doubled, out.wrong+wrong
+		out = out.Add(f)
 	}
-	record(t, out)
+	out.Report(t)
 	reports := map[string]string{}
 	within(t, 30*time.Second, "each analysis has its report", func() bool {
 		for _, line := range reported.take() {
@@ -97,24 +97,6 @@ func TestInstallation(t *testing.T) {
 	for id := range done {
 		if reports[id] != "1" {
 			t.Errorf("the reporter saw %q findings of %s, which has one", reports[id], id)
-		}
-	}
-}
-
-func keys(m map[string]bool) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	return out
-}
-
-// within waits until something is so.
-func within(t testing.TB, limit time.Duration, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(limit); !is(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", limit, what)
 		}
 	}
 }
@@ -166,15 +148,17 @@ func installation(t *testing.T) *installed {
 		wg.Go(func() { i.servers[n] = i.restart(n) })
 	}
 	wg.Wait()
-	a := i.as("bus")
-	run := program([]string{"PETRI_NATS=" + a.URL, "PETRI_CA=" + a.CA, "PETRI_CREDS=" + a.Creds}, "bus", "run", "--data", filepath.Join(base, "data"))
-	t.Cleanup(func() {
-		select {
-		case <-run.gone:
-			t.Error("petri bus run did not outlive the faults")
-		default:
-		}
-	})
+	for _, part := range [][2]string{{"core", "bus"}, {"clerk", "clerk"}, {"archiver", "archiver"}} {
+		a := i.as(part[1])
+		run := program([]string{"PETRI_NATS=" + a.URL, "PETRI_CA=" + a.CA, "PETRI_CREDS=" + a.Creds}, "bus", "run", "--part", part[0], "--data", filepath.Join(base, "data"))
+		t.Cleanup(func() {
+			select {
+			case <-run.gone:
+				t.Errorf("petri bus run --part %s did not outlive the faults", part[0])
+			default:
+			}
+		})
+	}
 	i.b = connect(t, i.as("admin"))
 	st, err := i.b.JetStream().Stream(t.Context(), "LOG")
 	if err != nil {
@@ -186,7 +170,9 @@ func installation(t *testing.T) *installed {
 	return i
 }
 
-// whole reports whether all servers have everything of the log.
+// whole reports whether all servers have everything of the log, and each reaches
+// each, as far as that is known: those that follow may take longer to find each other
+// again than to find the leader, and without it would be no cluster.
 func (w *world) whole() bool {
 	st, err := w.b.JetStream().Stream(w.t.Context(), "LOG")
 	if err != nil || st.CachedInfo().Cluster == nil || len(st.CachedInfo().Cluster.Replicas) != 2 {
@@ -194,6 +180,11 @@ func (w *world) whole() bool {
 	}
 	for _, r := range st.CachedInfo().Cluster.Replicas {
 		if !r.Current || r.Offline {
+			return false
+		}
+	}
+	for i := range w.names {
+		if w.routed != nil && len(w.routed(i)) < len(w.names)-1 {
 			return false
 		}
 	}
@@ -244,6 +235,19 @@ func (h *heard) take() []heardLine {
 	lines := h.lines
 	h.lines = nil
 	return lines
+}
+
+// count is how many of the lines that nobody has taken begin with a word.
+func (h *heard) count(word string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := 0
+	for _, l := range h.lines {
+		if len(l.words) > 0 && l.words[0] == word {
+			n++
+		}
+	}
+	return n
 }
 
 // hear starts a role of which the test hears what it says.

@@ -5,9 +5,13 @@
 package faults_test
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -23,23 +27,22 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 )
 
 // TestKillServer kills the only server under eight writers.
 func TestKillServer(t *testing.T) {
 	w := single(t, t.TempDir())
 	kills := rounds(2, 8)
-	l, ids := publishing(t, w, 8, func() {
+	l := publishing(t, w, 8, func(l *ledger) {
 		for range kills {
-			time.Sleep(time.Second)
-			w.servers[0].kill()
+			l.more(t, 500, 30*time.Second)
+			w.servers[0].murder(t)
 			w.servers[0] = w.restart(0)
 		}
-		time.Sleep(time.Second)
+		l.more(t, 500, 30*time.Second)
 	})
-	lost, doubled := l.audit(t, w.b, ids)
-	record(t, row{what: fmt.Sprintf("kill -9 of the server, %d times", kills), acked: len(l.acked), lost: lost, doubled: doubled,
-		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
+	faults.Account(t.Context(), t, w.b.JetStream(), fmt.Sprintf("%d kills, %s", kills, l.pause()), &l.Books)
 }
 
 // trio is a world of three servers, whose routes lead through the test, so that
@@ -47,15 +50,24 @@ func TestKillServer(t *testing.T) {
 func trio(t testing.TB) (*world, *wires) {
 	t.Helper()
 	base := t.TempDir()
-	var names, client, routes []string
+	return trioOn(t, func(i int) string { return filepath.Join(base, strconv.Itoa(i)) })
+}
+
+// trioOn is trio on directories, of which each is asked for whenever its server is
+// started.
+func trioOn(t testing.TB, dir func(i int) string) (*world, *wires) {
+	t.Helper()
+	var names, client, routes, monitors []string
 	for i := range 3 {
 		names = append(names, fmt.Sprint("n", i))
-		client, routes = append(client, freePort(t)), append(routes, freePort(t))
+		client, routes, monitors = append(client, freePort(t)), append(routes, freePort(t)), append(monitors, freePort(t))
 	}
-	x := &wires{cut: map[int]bool{}}
+	x := &wires{cut: map[int]bool{}, held: map[way]int{}}
+	x.freed = sync.NewCond(&x.mu)
+	t.Cleanup(x.free)
 	args := make([][]string, 3)
 	for i := range args {
-		args[i] = []string{names[i], filepath.Join(base, strconv.Itoa(i)), client[i], routes[i]}
+		args[i] = []string{names[i], "", client[i], routes[i], monitors[i]}
 		for j := range 3 {
 			if i != j {
 				args[i] = append(args[i], "nats://"+x.wire(t, i, j, "127.0.0.1:"+routes[j]))
@@ -63,7 +75,12 @@ func trio(t testing.TB) (*world, *wires) {
 		}
 	}
 	w := &world{t: t, names: names}
-	w.restart = func(i int) *process { return spawn(t, "node", args[i]...) }
+	w.restart = func(i int) *process {
+		args := slices.Clone(args[i])
+		args[1] = dir(i)
+		return spawn(t, "node", args...)
+	}
+	w.routed = func(i int) map[string]bool { return routed(monitors[i]) }
 	w.servers = make([]*process, 3)
 	var wg sync.WaitGroup
 	for i := range w.servers {
@@ -89,6 +106,25 @@ func trio(t testing.TB) (*world, *wires) {
 	return w, x
 }
 
+// routed are the servers to which a server has a route, as it says on its monitor.
+func routed(monitor string) map[string]bool {
+	client := http.Client{Timeout: 2 * time.Second}
+	r, err := client.Get("http://127.0.0.1:" + monitor + "/routez")
+	if err != nil {
+		return nil
+	}
+	defer r.Body.Close()
+	var routes server.Routez
+	if json.NewDecoder(r.Body).Decode(&routes) != nil {
+		return nil
+	}
+	out := map[string]bool{}
+	for _, r := range routes.Routes {
+		out[r.RemoteName] = true
+	}
+	return out
+}
+
 // serveNode is one server of a cluster.
 func serveNode(args []string) error {
 	port := func(s string) int {
@@ -96,7 +132,7 @@ func serveNode(args []string) error {
 		return n
 	}
 	var routes []*url.URL
-	for _, r := range args[4:] {
+	for _, r := range args[5:] {
 		u, err := url.Parse(r)
 		if err != nil {
 			return err
@@ -105,9 +141,11 @@ func serveNode(args []string) error {
 	}
 	s, err := server.NewServer(&server.Options{
 		ServerName: args[0], Host: "127.0.0.1", Port: port(args[2]), NoSigs: true, NoLog: true, MaxPayload: 4 << 20,
+		HTTPHost: "127.0.0.1", HTTPPort: port(args[4]),
 		JetStream: true, StoreDir: args[1], SyncAlways: true, JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 256 << 20,
-		// The others are only told of the wires.
-		Cluster: server.ClusterOpts{Name: "faults", Host: "127.0.0.1", Port: port(args[3]), NoAdvertise: true}, Routes: routes,
+		// The others know the wires only: what servers tell each other of their
+		// addresses leads nowhere, or else some routes would not be cut.
+		Cluster: server.ClusterOpts{Name: "faults", Host: "127.0.0.1", Port: port(args[3]), NoAdvertise: true, Advertise: "127.0.0.1:1"}, Routes: routes,
 	})
 	if err != nil {
 		return err
@@ -123,36 +161,60 @@ func serveNode(args []string) error {
 // leader is the number of the server that leads the log.
 func (w *world) leader() int {
 	w.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		st, err := w.b.JetStream().Stream(w.t.Context(), "LOG")
-		if err != nil || st.CachedInfo().Cluster == nil {
-			continue
-		}
-		if n := slices.Index(w.names, st.CachedInfo().Cluster.Leader); n >= 0 {
-			return n
-		}
-	}
-	w.t.Fatal("the log has no leader")
-	return 0
+	return w.leaderOf(w.b, -1)
 }
 
-// TestKillLeader kills the server that leads the log, of three.
+// leaderOf is the same as a client sees it, once it is another one than before.
+func (w *world) leaderOf(b *bus.Bus, before int) int {
+	w.t.Helper()
+	n := -1
+	within(w.t, 30*time.Second, "the log has a leader", func() bool {
+		st, err := b.JetStream().Stream(w.t.Context(), "LOG")
+		if err != nil || st.CachedInfo().Cluster == nil {
+			return false
+		}
+		n = slices.Index(w.names, st.CachedInfo().Cluster.Leader)
+		return n >= 0 && n != before
+	})
+	return n
+}
+
+// another is a client of another server.
+func (w *world) another(n int) *bus.Bus { return w.clients[(n+1)%len(w.clients)] }
+
+// failover kills the server that leads the log, runs while until another leads,
+// and starts it again. It returns when all have everything.
+func (w *world) failover(t testing.TB, while func()) {
+	t.Helper()
+	n := w.leader()
+	w.servers[n].murder(t)
+	w.leaderOf(w.b, n)
+	while()
+	w.servers[n] = w.restart(n)
+	within(t, time.Minute, "the log has all three servers again", w.whole)
+}
+
+// TestKillLeader kills the server that leads the log, of three, and one that does
+// not.
 func TestKillLeader(t *testing.T) {
 	w, _ := trio(t)
 	kills := rounds(1, 5)
-	l, ids := publishing(t, w, 8, func() {
+	l := publishing(t, w, 8, func(l *ledger) {
 		for range kills {
-			time.Sleep(2 * time.Second)
-			n := w.leader()
-			w.servers[n].kill()
-			time.Sleep(8 * time.Second)
-			w.servers[n] = w.restart(n)
+			l.more(t, 500, 30*time.Second)
+			w.failover(t, func() { l.more(t, 500, 30*time.Second) })
 		}
-		time.Sleep(3 * time.Second)
+		n := (w.leader() + 1) % len(w.servers)
+		w.servers[n].murder(t)
+		l.more(t, 500, 30*time.Second)
+		if n == w.leader() {
+			t.Error("a server that is dead leads the log")
+		}
+		w.servers[n] = w.restart(n)
+		within(t, time.Minute, "the log has all three servers again", w.whole)
+		l.more(t, 500, 30*time.Second)
 	})
-	lost, doubled := l.audit(t, w.b, ids)
-	record(t, row{what: fmt.Sprintf("kill -9 of the leader of three servers, %d times", kills), acked: len(l.acked), lost: lost, doubled: doubled,
-		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
+	faults.Account(t.Context(), t, w.b.JetStream(), fmt.Sprintf("%d kills of the leader, %s", kills, l.pause()), &l.Books)
 	if limit := 15 * time.Second; l.gap > limit {
 		t.Errorf("nothing was acknowledged for %s", l.gap)
 	}
@@ -164,19 +226,71 @@ func TestKillLeader(t *testing.T) {
 func TestPartition(t *testing.T) {
 	w, x := trio(t)
 	cuts := rounds(1, 3)
-	l, ids := publishing(t, w, 8, func() {
+	l := publishing(t, w, 8, func(l *ledger) {
 		for range cuts {
-			time.Sleep(2 * time.Second)
+			l.more(t, 500, 30*time.Second)
+			within(t, time.Minute, "the log has all three servers", w.whole)
 			n := w.leader()
-			x.isolate(n, true)
-			time.Sleep(12 * time.Second)
+			if conns := x.isolate(n, true); conns < 2 {
+				t.Fatalf("%d connections of the leader were cut", conns)
+			}
+			within(t, 10*time.Second, "the leader reaches nobody", func() bool {
+				routes := w.routed(n)
+				return routes != nil && len(routes) == 0
+			})
+			w.leaderOf(w.another(n), n)
+			l.more(t, 500, 30*time.Second)
 			x.isolate(n, false)
-			time.Sleep(5 * time.Second)
 		}
+		l.more(t, 500, 30*time.Second)
+		within(t, time.Minute, "the log has all three servers again", w.whole)
 	})
-	lost, doubled := l.audit(t, w.b, ids)
-	record(t, row{what: fmt.Sprintf("the leader of three servers cut off, %d times", cuts), acked: len(l.acked), lost: lost, doubled: doubled,
-		note: "longest pause " + l.gap.Round(10*time.Millisecond).String()})
+	faults.Account(t.Context(), t, w.b.JetStream(), fmt.Sprintf("%d cuts, %s", cuts, l.pause()), &l.Books)
+}
+
+// TestMuteLeader has what the leader of three servers sends to the others get
+// stuck, while it hears them: they choose another one.
+func TestMuteLeader(t *testing.T) {
+	oneWay(t, false, func(w *world, l *ledger, n int) {
+		w.leaderOf(w.another(n), n)
+		l.more(t, 500, 30*time.Second)
+	})
+}
+
+// TestDeafLeader has what the others send to the leader get stuck, while they hear
+// it. For some seconds they follow it, and nothing is acknowledged; then it gives
+// up.
+func TestDeafLeader(t *testing.T) {
+	oneWay(t, true, func(w *world, l *ledger, n int) {
+		if full {
+			w.leaderOf(w.another(n), n)
+			return
+		}
+		time.Sleep(3 * time.Second) // the fault is that time
+	})
+}
+
+// oneWay cuts the leader's routes in one direction during a disturbance. In the
+// end all that was stuck arrives after all, as it does when packets are sent again.
+func oneWay(t *testing.T, deaf bool, disturb func(w *world, l *ledger, leader int)) {
+	t.Helper()
+	w, x := trio(t)
+	cuts, meanwhile := rounds(1, 3), 0
+	l := publishing(t, w, 8, func(l *ledger) {
+		l.more(t, 500, 30*time.Second)
+		for range cuts {
+			within(t, time.Minute, "the log has all three servers", w.whole)
+			n, before := w.leader(), l.Acked()
+			x.hold(n, deaf)
+			within(t, time.Minute, "something is stuck", func() bool { return x.stuck() > 0 })
+			disturb(w, l, n)
+			meanwhile += l.Acked() - before
+			x.free()
+			l.more(t, 500, time.Minute)
+		}
+		within(t, time.Minute, "the log has all three servers again", w.whole)
+	})
+	faults.Account(t.Context(), t, w.b.JetStream(), fmt.Sprintf("%d cuts, %d acknowledged meanwhile, %s", cuts, meanwhile, l.pause()), &l.Books)
 }
 
 // wires are the routes between servers.
@@ -184,6 +298,64 @@ type wires struct {
 	mu    sync.Mutex
 	cut   map[int]bool // servers that nobody reaches, and who reach nobody
 	conns []wired
+	held  map[way]int // on which nothing gets through, and how often something should have
+	freed *sync.Cond  // something is held no longer
+}
+
+// way is from one server to another.
+type way struct{ from, to int }
+
+// hold lets nothing through that a server sends to the others, or, if it is to be
+// deaf, that they send to it.
+func (x *wires) hold(n int, deaf bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for i := range 3 {
+		switch {
+		case i == n:
+		case deaf:
+			x.held[way{i, n}] = 0
+		default:
+			x.held[way{n, i}] = 0
+		}
+	}
+}
+
+// free lets everything through, also what was held.
+func (x *wires) free() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	clear(x.held)
+	x.freed.Broadcast()
+}
+
+// stuck is how often something was held on the way on which that was least often.
+func (x *wires) stuck() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Min(slices.Collect(maps.Values(x.held)))
+}
+
+// through writes to a connection what may get through.
+type through struct {
+	x *wires
+	way
+	net.Conn
+}
+
+func (g through) Write(b []byte) (int, error) {
+	g.x.mu.Lock()
+	if _, held := g.x.held[g.way]; held {
+		g.x.held[g.way]++
+	}
+	for {
+		if _, held := g.x.held[g.way]; !held {
+			break
+		}
+		g.x.freed.Wait()
+	}
+	g.x.mu.Unlock()
+	return g.Conn.Write(b)
 }
 
 type wired struct {
@@ -213,13 +385,13 @@ func (x *wires) wire(t testing.TB, from, to int, addr string) string {
 				}
 				continue
 			}
-			pass := func(a, b net.Conn) {
-				_, _ = io.Copy(a, b)
+			pass := func(a, b net.Conn, w way) {
+				_, _ = io.Copy(through{x, w, a}, b)
 				a.Close()
 				b.Close()
 			}
-			go pass(c, d)
-			go pass(d, c)
+			go pass(c, d, way{to, from})
+			go pass(d, c, way{from, to})
 		}
 	}()
 	return l.Addr().String()
@@ -237,15 +409,18 @@ func (x *wires) add(from, to int, conns ...net.Conn) bool {
 	return true
 }
 
-func (x *wires) isolate(n int, cut bool) {
+// isolate cuts a server off from the others, or lets it be reached again, and
+// returns how many of its connections were cut by that.
+func (x *wires) isolate(n int, cut bool) (conns int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.cut[n] = cut
 	for _, c := range x.conns {
-		if cut && (c.from == n || c.to == n) {
-			c.conn.Close()
+		if cut && (c.from == n || c.to == n) && c.conn.Close() == nil {
+			conns++
 		}
 	}
+	return conns
 }
 
 // TestPowerCut takes a server's power: what its disk holds at that moment is
@@ -261,18 +436,120 @@ func TestPowerCut(t *testing.T) {
 	sh(t, "mkfs.ext4", "-q", disk)
 	mount(t, disk, mnt)
 	w := single(t, filepath.Join(mnt, "data"))
-	l, ids := publishing(t, w, 4, func() {
-		time.Sleep(time.Duration(rounds(3, 20)) * time.Second)
-		w.servers[0].signal(syscall.SIGSTOP)
+	l := publishing(t, w, 4, func(l *ledger) {
+		l.more(t, rounds(2000, 20000), 2*time.Minute)
+		w.servers[0].freeze(t)
 		after, mnt2 := filepath.Join(dir, "after"), filepath.Join(dir, "mnt2")
 		sh(t, "cp", "--sparse=always", disk, after)
-		w.servers[0].kill()
+		w.servers[0].murder(t)
 		mount(t, after, mnt2)
 		w.servers[0] = spawn(t, "server", filepath.Join(mnt2, "data"), w.listen)
-		time.Sleep(time.Second)
+		l.more(t, 500, 30*time.Second)
 	})
-	lost, doubled := l.audit(t, w.b, ids)
-	record(t, row{what: "power cut", acked: len(l.acked), lost: lost, doubled: doubled})
+	faults.Account(t.Context(), t, w.b.JetStream(), l.pause(), &l.Books)
+}
+
+// TestPowerCutAll takes the power of all three servers of a cluster at the same
+// moment: what is acknowledged is on at least two of the disks.
+func TestPowerCutAll(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("the test mounts file systems: run it as root")
+	}
+	dir := t.TempDir()
+	disks, mnts := make([]string, 3), make([]string, 3)
+	place := func(i int, what string) (disk, mnt string) {
+		return filepath.Join(dir, fmt.Sprint("disk", i, what)), filepath.Join(dir, fmt.Sprint("mnt", i, what))
+	}
+	for i := range disks {
+		disks[i], mnts[i] = place(i, "")
+		sh(t, "truncate", "-s", "1G", disks[i])
+		sh(t, "mkfs.ext4", "-q", disks[i])
+		mount(t, disks[i], mnts[i])
+	}
+	w, _ := trioOn(t, func(i int) string { return filepath.Join(mnts[i], "data") })
+	cuts := rounds(1, 3)
+	l := publishing(t, w, 8, func(l *ledger) {
+		for cut := range cuts {
+			l.more(t, rounds(1000, 5000), 2*time.Minute)
+			for i := range w.servers {
+				w.servers[i].freeze(t)
+			}
+			for i := range w.servers {
+				disk, mnt := place(i, fmt.Sprint("after", cut))
+				sh(t, "cp", "--sparse=always", disks[i], disk)
+				disks[i], mnts[i] = disk, mnt
+			}
+			var wg sync.WaitGroup
+			for i := range w.servers {
+				w.servers[i].murder(t)
+				mount(t, disks[i], mnts[i])
+			}
+			for i := range w.servers {
+				wg.Go(func() { w.servers[i] = w.restart(i) })
+			}
+			wg.Wait()
+			within(t, time.Minute, "the log has all three servers again", w.whole)
+			l.more(t, 500, time.Minute)
+		}
+	})
+	faults.Account(t.Context(), t, w.b.JetStream(), fmt.Sprintf("%d cuts, %s", cuts, l.pause()), &l.Books)
+}
+
+// TestDiskFull has somebody else fill the disk under the server, which ends: what
+// it acknowledged is there, and its writers, who have waited, go on when there is
+// room again.
+func TestDiskFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("the test mounts file systems: run it as root")
+	}
+	dir := t.TempDir()
+	disk, mnt := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+	sh(t, "truncate", "-s", "128M", disk)
+	sh(t, "mkfs.ext4", "-q", "-m", "0", disk)
+	mount(t, disk, mnt)
+	w := single(t, filepath.Join(mnt, "data"))
+	times := rounds(1, 5)
+	l := publishing(t, w, 4, func(l *ledger) {
+		for range times {
+			l.more(t, 500, time.Minute)
+			filler := filepath.Join(mnt, "filler")
+			if err := fill(filler); !errors.Is(err, syscall.ENOSPC) {
+				t.Fatalf("the disk is not full: %v", err)
+			}
+			select {
+			case <-w.servers[0].gone:
+			case <-time.After(time.Minute):
+				t.Fatal("the server does not notice that the disk is full")
+			}
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+			w.servers[0] = w.restart(0)
+			l.more(t, 500, time.Minute)
+		}
+	})
+	faults.Account(t.Context(), t, w.b.JetStream(), fmt.Sprintf("full %d times, %s", times, l.pause()), &l.Books)
+}
+
+// fill writes to a file until its disk is full, and returns the error of that.
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for size := 1 << 20; ; {
+		_, err = f.Write(make([]byte, size))
+		if err == nil {
+			err = f.Sync()
+		}
+		switch {
+		case err != nil && size > 4096:
+			size /= 2 // for what is left
+		case err != nil:
+			return err
+		}
+	}
 }
 
 func mount(t testing.TB, disk, mnt string) {

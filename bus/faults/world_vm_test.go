@@ -6,6 +6,7 @@ package faults_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +23,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -35,34 +38,6 @@ func rounds(short, long int) int {
 	return short
 }
 
-// row is a line of the table that the tests print in the end.
-type row struct {
-	what                 string
-	acked, lost, doubled int
-	wrong                int // completions that were none
-	note                 string
-}
-
-var table struct {
-	sync.Mutex
-	rows []row
-}
-
-// record notes a line, and fails the test if anything was lost, doubled or
-// wrong.
-func record(t *testing.T, r row) {
-	t.Helper()
-	table.Lock()
-	table.rows = append(table.rows, r)
-	table.Unlock()
-	if r.lost+r.doubled+r.wrong > 0 {
-		t.Errorf("%s: of %d acknowledged %d are lost, %d doubled; %d completions are wrong", r.what, r.acked, r.lost, r.doubled, r.wrong)
-	}
-	if r.acked == 0 {
-		t.Errorf("%s: nothing was acknowledged", r.what)
-	}
-}
-
 // roleVariable says which process of the test's world the test program is.
 const roleVariable = "PETRI_FAULTS_ROLE"
 
@@ -74,12 +49,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	code := m.Run()
-	fmt.Printf("%-62s %9s %5s %8s %6s\n", "fault", "acked", "lost", "doubled", "wrong")
-	for _, r := range table.rows {
-		fmt.Printf("%-62s %9d %5d %8d %6d  %s\n", r.what, r.acked, r.lost, r.doubled, r.wrong, r.note)
-	}
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // A process is a child that can be killed.
@@ -169,6 +139,53 @@ func (p *process) kill() {
 
 func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
+// murder kills a process that lives: a fault that has come about by itself is not
+// the one that is tested.
+func (p *process) murder(t testing.TB) {
+	t.Helper()
+	p.kill()
+	if st, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || st.Signal() != syscall.SIGKILL {
+		t.Fatalf("process %d was to be killed, and had ended before: %v", p.cmd.Process.Pid, p.cmd.ProcessState)
+	}
+}
+
+// end lets a process that ends with its input do so.
+func (p *process) end(t testing.TB) {
+	t.Helper()
+	p.input.Close()
+	select {
+	case <-p.gone:
+	case <-time.After(time.Minute):
+		t.Fatalf("process %d does not come to an end", p.cmd.Process.Pid)
+	}
+}
+
+// freeze stops a process, and returns when none of its threads runs any more.
+func (p *process) freeze(t testing.TB) {
+	t.Helper()
+	p.signal(syscall.SIGSTOP)
+	within(t, 10*time.Second, "the process stands still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		for _, path := range threads {
+			stat, err := os.ReadFile(path)
+			if err == nil && !strings.HasPrefix(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " T") {
+				return false
+			}
+		}
+		return err == nil && len(threads) > 0
+	})
+}
+
+// within waits until something is so.
+func within(t testing.TB, limit time.Duration, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !is(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
+
 func sayReady() { fmt.Println("ready") }
 
 // freePort is one that nobody listens on.
@@ -192,6 +209,7 @@ type world struct {
 	names   []string   // of the servers
 	servers []*process
 	restart func(i int) *process
+	routed  func(i int) map[string]bool // the other servers that a server reaches; nil: not known
 }
 
 // single is a world of one server, as petri up has it.
@@ -251,6 +269,10 @@ func child(role string, args []string) error {
 		return runClerk(ctx, b, args[1])
 	case "analyzer":
 		return runAnalyzer(ctx, b, args[1], args[2])
+	case "crowd":
+		return runCrowd(ctx, b, args[1])
+	case "large":
+		return runLarge(ctx, b, args[1], args[2])
 	case "putter":
 		return runPutter(ctx, b, args[1])
 	case "sandbox":
@@ -263,15 +285,16 @@ func child(role string, args []string) error {
 
 // addressArg carries an address to a child; addressOf reads it.
 func addressArg(a bus.Address) string {
-	return strings.Join([]string{a.URL, a.User, a.Password, a.CA, a.Creds}, " ")
+	return strings.Join([]string{a.URL, a.CA, a.Creds}, " ")
 }
 
 func addressOf(s string) bus.Address {
-	f := append(strings.Split(s, " "), make([]string, 5)...)
-	return bus.Address{URL: f[0], User: f[1], Password: f[2], CA: f[3], Creds: f[4]}
+	f := append(strings.Split(s, " "), make([]string, 3)...)
+	return bus.Address{URL: f[0], CA: f[1], Creds: f[2]}
 }
 
-// serve is one embedded server.
+// serve is one embedded server. It ends when it cannot write, as petri's own
+// process does, so that another is started.
 func serve(ctx context.Context, dir, listen string) error {
 	s, err := bus.StartServer(dir, bus.ServerOptions{Listen: listen})
 	if err != nil {
@@ -288,25 +311,51 @@ func serve(ctx context.Context, dir, listen string) error {
 		return err
 	}
 	sayReady()
-	select {}
+	over := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(over)
+	}()
+	select {
+	case err := <-s.Failed():
+		return err
+	case <-over:
+		b.Close()
+		s.Close()
+		return nil
+	}
 }
 
-// ledger is what was acknowledged.
+// ledger is what was acknowledged, and when.
 type ledger struct {
-	mu    sync.Mutex
-	acked map[string]bool // ids of events
-	last  time.Time
-	gap   time.Duration // the longest without an acknowledgement
+	faults.Books
+	mu   sync.Mutex
+	last time.Time
+	gap  time.Duration // the longest without an acknowledgement
 }
 
-func newLedger() *ledger { return &ledger{acked: map[string]bool{}, last: time.Now()} }
+func newLedger() *ledger { return &ledger{last: time.Now()} }
 
 func (l *ledger) ack(id string, at time.Time) {
+	l.Ack(id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.acked[id] = true
 	l.gap = max(l.gap, at.Sub(l.last))
 	l.last = at
+}
+
+// more waits until so many more events are acknowledged.
+func (l *ledger) more(t testing.TB, n int, limit time.Duration) {
+	t.Helper()
+	n += l.Acked()
+	within(t, limit, fmt.Sprint(n, " events are acknowledged"), func() bool { return l.Acked() >= n })
+}
+
+// pause says how long nothing was acknowledged.
+func (l *ledger) pause() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return "longest pause " + l.gap.Round(10*time.Millisecond).String()
 }
 
 // write publishes context events of an analysis of its own until ctx is done,
@@ -329,48 +378,24 @@ func (l *ledger) write(ctx context.Context, b *bus.Bus, id string) error {
 	return nil
 }
 
-// audit compares the log of some analyses with what was acknowledged.
-func (l *ledger) audit(t testing.TB, b *bus.Bus, ids []string) (lost, doubled int) {
-	t.Helper()
-	seen := map[string]int{}
-	for _, id := range ids {
-		err := b.Read(t.Context(), schemas.DefaultTenant, id, 0, func(e bus.Entry) error {
-			seen[e.Event.ID]++
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for id := range l.acked {
-		if seen[id] == 0 {
-			lost++
-		}
-	}
-	for _, n := range seen {
-		doubled += n - 1
-	}
-	return lost, doubled
-}
-
 // publishing runs writers while disturb goes on, over the world's connections in
-// turn, and returns the ledger and the analyses that were written.
-func publishing(t testing.TB, w *world, writers int, disturb func()) (*ledger, []string) {
+// turn, and returns what was acknowledged to them.
+func publishing(t testing.TB, w *world, writers int, disturb func(l *ledger)) *ledger {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	l := newLedger()
-	ids := make([]string, writers)
 	errs := make(chan error, writers)
-	for i := range ids {
-		ids[i] = schemas.NewID(time.Now())
-		go func() { errs <- l.write(ctx, w.clients[i%len(w.clients)], ids[i]) }()
+	for i := range writers {
+		go func() { errs <- l.write(ctx, w.clients[i%len(w.clients)], schemas.NewID(time.Now())) }()
 	}
-	disturb()
-	stop()
-	for range ids {
+	func() {
+		defer stop() // also if disturb ends the test
+		disturb(l)
+	}()
+	for range writers {
 		if err := <-errs; err != nil {
 			t.Errorf("a writer gave up: %v", err)
 		}
 	}
-	return l, ids
+	return l
 }

@@ -47,7 +47,7 @@ const (
 	MaxEvent   = 256 << 10 // bytes of an event
 	MaxSubject = 255       // bytes of a subject
 	MaxObjects = 1 << 18   // that a log names
-	MaxTasks   = 1 << 20   // receipts and announcements of a log
+	MaxTasks   = 1 << 20   // receipts, findings and announcements of a log
 	MaxObject  = 64 << 30  // bytes of an object
 )
 
@@ -64,7 +64,7 @@ type Log struct {
 	tree     Tree
 	ending   string
 	segments map[schemas.Source]int // number of the next
-	seen     map[[16]byte]struct{}  // subjects that come once
+	seen     map[[16]byte]struct{}  // what comes once
 	objects  []Object
 	index    map[schemas.Digest]int
 	covering covering
@@ -167,6 +167,8 @@ func (l *Log) take(e schemas.Event, subject string) error {
 		return l.segment(e, subject)
 	case "artifact":
 		return l.artifact(e, subject)
+	case "derivation":
+		return l.derivation(e, subject)
 	case "finding":
 		return l.finding(e, subject)
 	case "receipt":
@@ -202,15 +204,15 @@ func under(subject string, tokens ...string) error {
 	return nil
 }
 
-// once notes a subject that may come once.
-func (l *Log) once(subject string) error {
-	sum := sha256.Sum256([]byte(subject))
+// once notes what may come once.
+func (l *Log) once(name string) error {
+	sum := sha256.Sum256([]byte(name))
 	key := [16]byte(sum[:16])
 	if _, ok := l.seen[key]; ok {
 		return errTwice
 	}
 	if len(l.seen) >= MaxTasks {
-		return fmt.Errorf("the log has more than %d receipts and announcements", MaxTasks)
+		return fmt.Errorf("the log has more than %d receipts, findings and announcements", MaxTasks)
 	}
 	l.seen[key] = struct{}{}
 	return nil
@@ -271,13 +273,33 @@ func (l *Log) artifact(e schemas.Event, subject string) error {
 	if err := e.Decode(&a); err != nil {
 		return err
 	}
+	return l.announced(&a, subject, "artifact")
+}
+
+// derivation is what an analyzer derived in a run.
+func (l *Log) derivation(e schemas.Event, subject string) error {
+	var d schemas.Derivation
+	if err := e.Decode(&d); err != nil {
+		return err
+	}
+	if err := l.task(&d.Task); err != nil {
+		return err
+	}
+	if d.Task.Run == schemas.LiveRun {
+		return errors.New("what is derived while the analysis goes on is announced")
+	}
+	return l.announced(&d.Artifact, subject, "derivation", d.Task.Run)
+}
+
+// announced checks an artifact that lies under a subject of those first tokens.
+func (l *Log) announced(a *schemas.Artifact, subject string, of ...string) error {
 	if err := schemas.CheckKind(a.Kind); err != nil {
 		return err
 	}
 	if a.Occurrence < 0 || a.Depth < 0 {
 		return errNegative
 	}
-	if err := under(subject, "artifact", string(a.Kind), a.SHA256.Token(), strconv.Itoa(a.Occurrence)); err != nil {
+	if err := under(subject, append(of, string(a.Kind), a.SHA256.Token(), strconv.Itoa(a.Occurrence))...); err != nil {
 		return err
 	}
 	if err := l.once(subject); err != nil {
@@ -315,7 +337,11 @@ func (l *Log) finding(e schemas.Event, subject string) error {
 	if severity == "" {
 		severity = schemas.SeverityInfo
 	}
-	return under(subject, family, string(severity), f.Task.Analyzer, f.Task.Token(), strconv.Itoa(f.N))
+	if err := under(subject, family, string(severity), f.Task.Analyzer, f.Task.Token(), strconv.Itoa(f.N)); err != nil {
+		return err
+	}
+	// Not by subject: runs share it, and another severity makes another one.
+	return l.once(strings.Join([]string{"finding", f.Task.Run, f.Task.Analyzer, f.Task.Token(), strconv.Itoa(f.N)}, "."))
 }
 
 func (l *Log) receipt(e schemas.Event, subject string) error {

@@ -277,6 +277,36 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+const rerun = "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA"
+
+// derivation adds what a run has derived.
+func (s *story) derivation(run string) {
+	d := schemas.Derivation{
+		Task:     schemas.TaskRef{Tenant: "default", Analysis: id, Run: run, Analyzer: "archive"},
+		Artifact: schemas.Artifact{Kind: schemas.KindExtracted, SHA256: schemas.Sum([]byte("inner")), Size: 5},
+	}
+	s.add("derivation."+run+".extracted."+d.Artifact.SHA256.Token()+".0", d.ID(), d)
+}
+
+// TestDerivation names the bytes that a run has derived among the log's objects.
+func TestDerivation(t *testing.T) {
+	s := tell(t)
+	s.derivation(rerun)
+	log, err := petrifile.NewLog("default", id, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range s.entries {
+		if _, err := log.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := log.Objects()
+	if o := list[len(list)-1]; o.SHA256 != schemas.Sum([]byte("inner")) || o.Size != 5 || !o.Is([]schemas.Kind{schemas.KindExtracted}) {
+		t.Errorf("the last object is %+v", o)
+	}
+}
+
 // TestRefused gives a log what does not belong there.
 func TestRefused(t *testing.T) {
 	event := func(s *story, i int, change func(e *schemas.Event)) {
@@ -298,6 +328,7 @@ func TestRefused(t *testing.T) {
 		{"twice_artifact", func(s *story) { s.entries = append(s.entries, s.entries[1]) }, "there twice"},
 		{"twice_segment", func(s *story) { s.entries = append(s.entries, s.entries[2]) }, "there twice"},
 		{"twice_receipt", func(s *story) { s.entries = append(s.entries, s.entries[9]) }, "there twice"},
+		{"twice_finding", func(s *story) { s.entries = append(s.entries, s.entries[8]) }, "there twice"},
 		{"twice_context", func(s *story) { s.entries = append(s.entries, s.entries[6]) }, "missing or comes twice"},
 		{"missing_context", func(s *story) { s.entries = append(s.entries[:6], s.entries[7:]...) }, "missing or comes twice"},
 		{"missing_first", func(s *story) { s.entries = s.entries[1:] }, "analysis_submitted"},
@@ -330,6 +361,18 @@ func TestRefused(t *testing.T) {
 			a := schemas.Artifact{Kind: schemas.KindDropped, SHA256: d, Size: 1 << 50}
 			s.add("artifact.dropped."+d.Token()+".0", a.ID(id), a)
 		}, "are allowed"},
+		{"derivation_twice", func(s *story) { s.derivation(rerun); s.entries = append(s.entries, s.entries[len(s.entries)-1]) }, "there twice"},
+		{"derivation_live", func(s *story) { s.derivation(schemas.LiveRun) }, "is announced"},
+		{"derivation_of_another_run", func(s *story) {
+			s.derivation(rerun)
+			subject(s, len(s.entries)-1, rerun, "r-01JDMZ8Q4T9RB3X1V5W7Y2K6HM")
+		}, "another event's subject"},
+		{"derivation_in_another", func(s *story) {
+			s.derivation(rerun)
+			event(s, len(s.entries)-1, func(e *schemas.Event) {
+				e.Data = bytes.Replace(e.Data, []byte(id), []byte("01JDMZ8Q4T9RB3X1V5W7Y2K6HM"), 1)
+			})
+		}, "its task is"},
 		{"no_event", func(s *story) { s.entries[3].Body = []byte(`{}`) }, "parse event"},
 		{"long", func(s *story) { s.entries[3].Body = bytes.Repeat([]byte(" "), petrifile.MaxEvent+1) }, "are allowed"},
 	} {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/cmd/guestd/dhcp"
@@ -26,18 +27,24 @@ import (
 
 // agent answers the host.
 type agent struct {
-	box      *container
-	conn     *wire.Conn
-	tracer   recorder // nil: nothing is traced
-	noTracer error    // why, or why it is not the one by BPF programs
+	box       *container
+	conn      *wire.Conn
+	tracer    recorder  // nil: nothing is traced
+	devices   link.Link // refuses memory and the port to the sample; nil: noDevices says why
+	noDevices error
+	noTracer  error // why, or why it is not the one by BPF programs
 
 	mu       sync.Mutex
 	own      map[string]schemas.Digest // files in the container that we wrote
 	ran      bool
+	followed bool    // what the agent executes in the container is recorded
 	kept     *keeper // nil: the sample has not started
 	killed   int64   // processes of the sample that the kernel killed for memory, as told
 	mac      string
-	endTrace func()        // ends the trace's stream; nil: there is none
+	endTrace func()   // ends the trace's stream; nil: there is none
+	records  uint64   // of the trace that have been sent
+	console  *console // nil: the sample has not started
+	holds    map[string]int
 	watched  chan struct{} // closed when the sample's end has been told; nil: it has not run
 }
 
@@ -57,7 +64,8 @@ func (a *agent) serve(ctx context.Context, p *port) error {
 	if err := unix.Uname(&uts); err != nil {
 		return err
 	}
-	if _, err := p.Write([]byte(guest.Preamble)); err != nil {
+	// Reading a type for the first time takes long: a warm guest has it behind it.
+	if err := json.Unmarshal([]byte("{}"), new(guest.Assign)); err != nil {
 		return err
 	}
 	a.conn = wire.NewConn(p, wire.Handler{Request: a.request})
@@ -66,6 +74,13 @@ func (a *agent) serve(ctx context.Context, p *port) error {
 		Kernel: unix.ByteSliceToString(uts.Release[:]), Tracer: a.tracing(),
 	}
 	go func() { _ = a.conn.Notify(guest.EventHello, hello) }()
+	if l := a.box.held; l != nil {
+		go func() {
+			if err := l.Serve(a.hold); err != nil {
+				a.fault("the sample's calls that may be tampering are not held any more: %v", err)
+			}
+		}()
+	}
 	return a.conn.Run(ctx)
 }
 

@@ -77,7 +77,7 @@ type collector struct {
 	sum   machine.Collected
 	bytes int64
 	holes int64                     // bytes of sparse files that were read
-	links map[uint64]schemas.Digest // of files with several names, by inode
+	links map[fileID]schemas.Digest // of files with several names
 	gone  map[schemas.Digest]string // the image's files that were deleted
 	kept  *keeper                   // nil: nothing is held open
 }
@@ -89,18 +89,24 @@ func (c *collector) walkRoot(dir string) error {
 	}
 	d := os.NewFile(uintptr(fd), dir)
 	defer d.Close()
-	return c.walk(d, "/", true, 0)
+	return c.walk(d, "/", true, false, 0)
 }
 
 // walk visits an open directory by descriptors only. Names are sorted, so that
 // two collections of the same files are the same. old says that the image has
-// this directory too.
-func (c *collector) walk(dir *os.File, at string, old bool, depth int) error {
+// this directory too, and anew that the sample has deleted that one and made
+// another.
+func (c *collector) walk(dir *os.File, at string, old, anew bool, depth int) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		c.agent.fault("list %s: %v", at, err)
 	}
 	slices.Sort(names)
+	if old && anew {
+		if err := c.hidden(dir, at, names); err != nil {
+			return err
+		}
+	}
 	for _, name := range names {
 		p := path.Join(at, name)
 		var st unix.Stat_t
@@ -108,7 +114,7 @@ func (c *collector) walk(dir *os.File, at string, old bool, depth int) error {
 			continue // gone meanwhile
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if err := c.walkDir(dir, name, p, &st, old, depth); err != nil {
+			if err := c.walkDir(dir, name, p, &st, old, anew, depth); err != nil {
 				return err
 			}
 			continue
@@ -126,7 +132,13 @@ func inImage(p string) bool {
 	return unix.Lstat(romDir+p, &st) == nil // an error: or the path is too long for any in there
 }
 
-func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, old bool, depth int) error {
+// isDirInImage reports whether the image has a directory of this path.
+func isDirInImage(p string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(romDir+p, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, old, anew bool, depth int) error {
 	old = old && inImage(p)
 	f := c.meta(p, st, old)
 	if f.Before = before(p, old); f.Before != nil {
@@ -148,7 +160,47 @@ func (c *collector) walkDir(dir *os.File, name, p string, st *unix.Stat_t, old b
 	}
 	sub := os.NewFile(uintptr(fd), p)
 	defer sub.Close()
-	return c.walk(sub, p, old, depth+1)
+	return c.walk(sub, p, old && isDirInImage(p), anew || isOpaque(sub), depth+1)
+}
+
+// isOpaque reports whether overlayfs shows nothing of what the image has in a
+// directory, which says so once, for itself and all below
+// (Documentation/filesystems/overlayfs.rst).
+func isOpaque(dir *os.File) bool {
+	var v [2]byte
+	n, err := unix.Fgetxattr(int(dir.Fd()), "trusted.overlay.opaque", v[:])
+	return err == nil && string(v[:n]) == "y"
+}
+
+// hidden lists what the image has in a directory and the one that the sample made
+// in its place has not. A directory is listed as one, as if it had been deleted
+// alone.
+func (c *collector) hidden(dir *os.File, at string, names []string) error {
+	was, err := os.ReadDir(romDir + at)
+	if err != nil {
+		c.agent.fault("list what the image has in %s: %v", at, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return nil
+	}
+	for _, e := range was {
+		if _, there := slices.BinarySearch(names, e.Name()); there {
+			continue
+		}
+		p := path.Join(at, e.Name())
+		f := schemas.DroppedFile{
+			FileMeta: schemas.FileMeta{Path: clipPath(p), Modified: time.Unix(st.Mtim.Unix()).UTC(), Change: "deleted"},
+			Type:     "none", Reason: "deleted",
+		}
+		if c.sum.Listed < c.q.MaxList {
+			f.Before = before(p, true)
+		}
+		if err := c.list(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *collector) meta(p string, st *unix.Stat_t, old bool) schemas.DroppedFile {
@@ -291,7 +343,7 @@ func (c *collector) send(file *os.File, f schemas.DroppedFile) error {
 
 // digest reads a file, and one of many names only once.
 func (c *collector) digest(file *os.File, st *unix.Stat_t, f *schemas.DroppedFile) (schemas.Digest, error) {
-	if sum, ok := c.links[st.Ino]; ok {
+	if sum, ok := c.links[idOf(st)]; ok {
 		return sum, nil
 	}
 	h := sha256.New()
@@ -303,9 +355,9 @@ func (c *collector) digest(file *os.File, st *unix.Stat_t, f *schemas.DroppedFil
 	sum := schemas.Digest(h.Sum(nil))
 	if st.Nlink > 1 {
 		if c.links == nil {
-			c.links = map[uint64]schemas.Digest{}
+			c.links = map[fileID]schemas.Digest{}
 		}
-		c.links[st.Ino] = sum
+		c.links[idOf(st)] = sum
 	}
 	return sum, nil
 }

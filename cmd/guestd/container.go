@@ -11,12 +11,15 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/petri-sandbox/petri/cmd/guestd/hold"
 )
 
 // stageName is argv[0] of the agent's second life: it makes the container from
@@ -37,7 +40,13 @@ type container struct {
 	calls  chan func()
 	tid    int // of the thread inside
 	cgroup *os.File
-	memory int64 // the sample's bound, in bytes; 0: none; set before it starts
+	made   initState
+	own    fileID // the agent's program
+	// held hears of the sample's calls that may be tampering; nil: notHeld says why
+	// there is none.
+	held    *hold.Listener
+	notHeld error
+	memory  int64 // the sample's bound, in bytes; 0: none; set before it starts
 }
 
 // cgroupName shows in the sample's /proc/self/cgroup; any systemd machine has
@@ -49,11 +58,20 @@ func newContainer() (*container, error) {
 	if err := c.makeCgroup(); err != nil {
 		return nil, err
 	}
+	ready := make(chan error)
+	go c.inside(ready)
+	return c, <-ready
+}
+
+// begin starts the container's init from the thread that enters it then: both,
+// and all that they start, have the thread's filter of system calls.
+func (c *container) begin() error {
+	c.held, c.notHeld = hold.Install()
 	// The pipe closes when the stage has become the init, and carries its
 	// error if it could not.
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer r.Close()
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{stageName}, &syscall.ProcAttr{
@@ -65,20 +83,24 @@ func newContainer() (*container, error) {
 	})
 	w.Close()
 	if err != nil {
-		return nil, fmt.Errorf("start the stage: %w", err)
+		return fmt.Errorf("start the stage: %w", err)
 	}
 	c.init = pid
 	text, _ := io.ReadAll(io.LimitReader(r, 4<<10))
 	if len(text) > 0 {
-		return nil, errors.New(strings.TrimSpace(string(text)))
+		return errors.New(strings.TrimSpace(string(text)))
+	}
+	if c.own, err = exeOf("/proc/self"); err != nil {
+		return err
+	}
+	if c.made, err = c.initState(); err != nil {
+		return fmt.Errorf("look at the container's init: %w", err)
 	}
 	go func() {
 		defer close(c.dead)
 		_ = wait(pid, &c.status)
 	}()
-	entered := make(chan error)
-	go c.inside(entered)
-	return c, <-entered
+	return c.enter()
 }
 
 func (c *container) makeCgroup() error {
@@ -114,10 +136,10 @@ func (c *container) limit(memory int64, tasks int) error {
 
 // inside is the thread that has entered the container. It never leaves, and
 // dies with the agent.
-func (c *container) inside(entered chan<- error) {
+func (c *container) inside(ready chan<- error) {
 	runtime.LockOSThread()
-	err := c.enter()
-	entered <- err
+	err := c.begin()
+	ready <- err
 	if err != nil {
 		return // and end this thread
 	}
@@ -198,6 +220,70 @@ func (c *container) dying() bool {
 	return false
 }
 
+// gather brings what runs in the guest and is not in the sample's cgroup into it,
+// and counts it: the sample can leave it, can have the init start things, or become
+// something, and can have the kernel start things, outside of the container too. The
+// init is the sample's from then on.
+func (c *container) gather() (strays int, err error) {
+	tasks, err := filepath.Glob("/proc/[0-9]*/task/[0-9]*")
+	if err != nil {
+		return 0, err
+	}
+	brought := ""
+	for _, dir := range tasks {
+		pid := strings.Split(dir, "/")[2]
+		if pid == brought || !c.stray(pid, dir) {
+			continue
+		}
+		switch werr := os.WriteFile(filepath.Join(cgroupDir, cgroupName, "cgroup.procs"), []byte(pid), 0); {
+		case werr == nil:
+			strays++
+			brought = pid
+		case !errors.Is(werr, unix.ESRCH): // it has ended meanwhile
+			err = errors.Join(err, fmt.Errorf("bring process %d into the sample's cgroup: %w", innerPID(pid), werr))
+		}
+	}
+	return strays, err
+}
+
+// stray reports whether a thread is neither the kernel's nor this program's, and not
+// in the sample's cgroup, where it should be (proc(5), cgroups(7)). Of a process the
+// first thread can have ended before the others.
+func (c *container) stray(pid, dir string) bool {
+	exe, err := exeOf(dir) // there is none of the kernel's and of the dead
+	if err != nil || exe == c.own {
+		return false
+	}
+	if pid == strconv.Itoa(c.init) {
+		if now, err := c.initState(); err == nil && now == c.made {
+			return false
+		}
+	}
+	b, err := os.ReadFile(dir + "/cgroup")
+	return err == nil && !slices.Contains(strings.Split(string(b), "\n"), "0::/"+cgroupName)
+}
+
+func exeOf(dir string) (fileID, error) {
+	var st unix.Stat_t
+	err := unix.Stat(dir+"/exe", &st)
+	return idOf(&st), err
+}
+
+// initState is what decides what the container's init does: its program, and its
+// inittab with the time of its last change.
+type initState struct {
+	exe, tab fileID
+	changed  int64
+}
+
+func (c *container) initState() (initState, error) {
+	var tab unix.Stat_t
+	dir := fmt.Sprintf("/proc/%d", c.init)
+	exe, err := exeOf(dir)
+	err = errors.Join(err, unix.Stat(dir+"/root/etc/inittab", &tab))
+	return initState{exe: exe, tab: idOf(&tab), changed: unix.TimespecToNsec(tab.Ctim)}, err
+}
+
 // members counts the sample's processes.
 func (c *container) members() int {
 	b, err := os.ReadFile(filepath.Join(cgroupDir, cgroupName, "cgroup.procs"))
@@ -217,8 +303,22 @@ func (c *container) freeze() error {
 	if err := c.setFrozen("1"); err != nil {
 		return err
 	}
-	return awaitCgroup("frozen 1", freezeTime)
+	// What is outside runs on until it is in, and may have started more.
+	for range maxGather {
+		strays, err := c.gather()
+		if err != nil {
+			return err
+		}
+		if strays == 0 {
+			return awaitCgroup("frozen 1", freezeTime)
+		}
+	}
+	return errors.New("it leaves its cgroup again and again")
 }
+
+// maxGather is how often strays are looked for: what is brought into a frozen
+// cgroup starts nothing any more.
+const maxGather = 16
 
 // thaw undoes freeze.
 func (c *container) thaw() error { return c.setFrozen("0") }

@@ -28,7 +28,8 @@ import (
 const maxExecOutput = 16 << 10
 
 // exec runs a command in the container, beside the sample and outside of its
-// cgroup, and waits for it. The sample may have replaced whatever is run.
+// cgroup, and waits for it. The sample may have replaced whatever is run: once
+// there is a sample that is recorded, so is this.
 func (a *agent) exec(ctx context.Context, e machine.Exec) (any, error) {
 	if len(e.Command) == 0 {
 		return nil, errors.New("no command")
@@ -108,9 +109,18 @@ func (a *agent) forkExec(argv []string, out []*os.File) (int, error) {
 		return 0, err
 	}
 	defer null.Close()
-	return a.box.spawn(command{
+	cmd := command{
 		path: path, argv: argv, env: environment(u, nil), dir: "/", user: u, files: [3]*os.File{null, out[0], out[1]},
-	})
+	}
+	a.mu.Lock()
+	followed := a.followed
+	a.mu.Unlock()
+	if followed {
+		if err := a.follow(&cmd); err != nil {
+			return 0, err
+		}
+	}
+	return a.box.spawn(cmd)
 }
 
 // lookPath finds a command as a shell in the container would.

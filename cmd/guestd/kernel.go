@@ -43,6 +43,9 @@ func prepareKernel() error {
 	if err := loadModules(); err != nil {
 		return err
 	}
+	if err := bindHelpers(); err != nil {
+		return err
+	}
 	const base = "/base"
 	if err := mountAll([]mountSpec{
 		{"tmpfs", base, "tmpfs", 0, "mode=0755"},
@@ -79,6 +82,20 @@ func prepareKernel() error {
 	}
 	// The agent outlives whatever the sample does to memory.
 	return os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+}
+
+// bindHelpers takes all capabilities from programs that the kernel itself starts,
+// such as that of core_pattern: a sample names them, they run outside of its
+// container, and nothing holds their calls. What is gone does not come back
+// (https://docs.kernel.org/admin-guide/sysctl/kernel.html, usermodehelper).
+func bindHelpers() error {
+	for _, set := range []string{"bset", "inheritable"} {
+		err := os.WriteFile("/proc/sys/kernel/usermodehelper/"+set, []byte("0 0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 type mountSpec struct {

@@ -71,6 +71,7 @@ func boot(ctx context.Context) error {
 		return fmt.Errorf("make the sample's container: %w", err)
 	}
 	a := &agent{box: box}
+	a.devices, a.noDevices = forbidDevices(port)
 	a.tracer, a.noTracer = openTracer(offsets)
 	return a.serve(ctx, port)
 }

@@ -7,11 +7,14 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"os"
 	"path"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
@@ -100,5 +103,39 @@ func TestEnvironment(t *testing.T) {
 	env := environment(u, map[string]string{"HOME": "/x", "NEW": "1"})
 	if !slices.IsSorted(env) || !slices.Contains(env, "HOME=/x") || !slices.Contains(env, "NEW=1") || slices.Contains(env, "HOME=/home/user") {
 		t.Errorf("environment %q", env)
+	}
+}
+
+// TestDigest reads a file of many names once, and one of another file system that
+// has its number by chance, or by the sample's doing, all the same.
+func TestDigest(t *testing.T) {
+	c := &collector{buf: make([]byte, 1<<10)}
+	digest := func(text string, st unix.Stat_t) schemas.Digest {
+		t.Helper()
+		file, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		file.WriteString(text)
+		sum, err := c.digest(file, &st, &schemas.DroppedFile{Size: int64(len(text))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
+	for _, f := range []struct {
+		text string
+		st   unix.Stat_t
+		want string
+	}{
+		{"linked", unix.Stat_t{Dev: 1, Ino: 7, Nlink: 2}, "linked"},
+		{"not read again", unix.Stat_t{Dev: 1, Ino: 7, Nlink: 2}, "linked"},
+		{"memfd", unix.Stat_t{Dev: 2, Ino: 7}, "memfd"},
+		{"other", unix.Stat_t{Dev: 1, Ino: 8}, "other"},
+	} {
+		if got := digest(f.text, f.st); got != schemas.Sum([]byte(f.want)) {
+			t.Errorf("%q, file %d of device %d, has the digest %s, want that of %q", f.text, f.st.Ino, f.st.Dev, got, f.want)
+		}
 	}
 }

@@ -6,6 +6,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"hash"
@@ -15,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -40,6 +40,15 @@ func (a *agent) run(r machine.Run) (any, error) {
 	out, err := a.newConsole(r.Limits.Stdout)
 	if err != nil {
 		return nil, err
+	}
+	a.mu.Lock()
+	a.console = out
+	a.mu.Unlock()
+	if err := a.box.notHeld; err != nil {
+		a.fault("the sample's calls that may be tampering are not held: %v", err)
+	}
+	if err := a.noDevices; err != nil {
+		a.fault("the sample may open the guest's memory: %v", err)
 	}
 	s, err := a.place(r, out)
 	if err != nil {
@@ -212,6 +221,11 @@ func (a *agent) check(r machine.Run) error {
 				return &machine.NotExecuted{Reason: fmt.Sprintf("its interpreter %s is not in the guest", printable(r.Interp)), Missing: []string{r.Interp}}
 			}
 		}
+		if r.Program != "" && r.Env["PATH"] == "" {
+			if _, err := lookPath(r.Program); err != nil {
+				return &machine.NotExecuted{Reason: fmt.Sprintf("its interpreter %s is not in the guest", printable(r.Program)), Missing: []string{r.Program}}
+			}
+		}
 		musl := strings.HasPrefix(filepath.Base(r.Interp), "ld-musl-")
 		where := libraryDirs
 		if musl {
@@ -225,12 +239,32 @@ func (a *agent) check(r machine.Run) error {
 			}
 			dirs = append(dirs, found...)
 		}
+		find := func(lib string) string {
+			for _, d := range dirs {
+				if p := filepath.Join(d, lib); isFile(p) {
+					return p
+				}
+			}
+			if strings.Contains(lib, "/") && isFile(lib) {
+				return lib
+			}
+			return ""
+		}
 		for _, lib := range r.Needed {
 			if musl && muslOwn.MatchString(lib) {
 				continue
 			}
-			if !slices.ContainsFunc(dirs, func(d string) bool { return isFile(filepath.Join(d, lib)) }) && !(strings.Contains(lib, "/") && isFile(lib)) {
+			if find(lib) == "" {
 				missing = append(missing, lib)
+			}
+		}
+		if musl { // its loader asks for no versions
+			return nil
+		}
+		for _, v := range r.Versions {
+			lib, version, _ := strings.Cut(v, " ")
+			if p := find(lib); p != "" && !hasVersion(p, version) {
+				missing = append(missing, v)
 			}
 		}
 		return nil
@@ -239,6 +273,18 @@ func (a *agent) check(r machine.Run) error {
 		return err
 	}
 	return &machine.NotExecuted{Reason: "the guest lacks " + strings.Join(missing, ", "), Missing: missing}
+}
+
+// hasVersion reports whether one of the image's libraries has a version of its
+// symbols, or has none at all: then the loader lets it pass.
+func hasVersion(library, version string) bool {
+	f, err := elf.Open(library)
+	if err != nil {
+		return true // the loader will tell
+	}
+	defer f.Close()
+	has, err := f.DynamicVersions()
+	return err != nil || len(has) == 0 || slices.ContainsFunc(has, func(v elf.DynamicVersion) bool { return v.Name == version })
 }
 
 // printable is s, quoted if it would not show otherwise.
@@ -350,12 +396,9 @@ func (a *agent) start(r machine.Run, u user, out *console, status *os.File) (pid
 		files: [3]*os.File{in, out.write[0], out.write[1]}, status: status, cgroup: a.box.cgroup,
 	}
 	if r.Trace {
-		// Only the sample: the agent starts other things in the container too.
-		done, err := a.follow(&cmd)
-		if err != nil {
+		if err := a.follow(&cmd); err != nil {
 			return 0, err
 		}
-		defer done()
 	}
 	return a.box.spawn(cmd)
 }
@@ -415,7 +458,9 @@ func (a *agent) watch(pid int, begin time.Time, out *console) {
 	e.Left = a.box.members()
 	a.tellKilled()
 	_ = a.conn.Notify(guest.EventExited, e)
-	a.waitEmpty(-1)
+	for a.waitEmpty(-1); a.gather() > 0; a.waitEmpty(-1) {
+		time.Sleep(strayTime) // whoever leaves without end costs no more than this
+	}
 	out.wait()
 	a.tellKilled()
 	_ = a.conn.Notify(guest.EventTree, machine.TreeExited{})
@@ -453,68 +498,22 @@ func (a *agent) rebooted(st syscall.WaitStatus) bool {
 	}
 }
 
+// strayTime is how soon a process that leaves the sample's cgroup is looked for.
+const strayTime = 10 * time.Millisecond
+
+// gather brings what has left the sample's cgroup back into it, and counts it.
+func (a *agent) gather() int {
+	n, err := a.box.gather()
+	if err != nil {
+		a.fault("%v", err)
+	}
+	return n
+}
+
 // waitEmpty returns when no process of the sample is left, or the limit is over;
 // a negative one is none.
 func (a *agent) waitEmpty(limit time.Duration) {
 	if err := awaitCgroup("populated 0", limit); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		a.fault("watch the sample's processes: %v", err)
 	}
-}
-
-// console carries the sample's output to the host, up to a limit. What is
-// beyond is read all the same, so that the sample goes on, and counted.
-type console struct {
-	read, write [2]*os.File
-	wg          sync.WaitGroup
-}
-
-func (a *agent) newConsole(limit int64) (*console, error) {
-	c := new(console)
-	for i, id := range []uint16{guest.StreamStdout, guest.StreamStderr} {
-		var err error
-		if c.read[i], c.write[i], err = os.Pipe(); err != nil {
-			return nil, err
-		}
-		w, err := a.conn.Send(id)
-		if err != nil {
-			return nil, err
-		}
-		c.wg.Add(1)
-		go func() {
-			defer c.wg.Done()
-			copyConsole(w, c.read[i], limit)
-		}()
-	}
-	return c, nil
-}
-
-// started closes our copies of the writing ends.
-func (c *console) started() {
-	for _, w := range c.write {
-		w.Close()
-	}
-}
-
-// wait returns when both ends are read out.
-func (c *console) wait() { c.wg.Wait() }
-
-func copyConsole(w *wire.StreamWriter, r *os.File, limit int64) {
-	defer r.Close()
-	var s wire.Status
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := r.Read(buf)
-		keep := buf[:min(int64(n), max(0, limit-s.Size))]
-		if len(keep) > 0 {
-			if _, werr := w.Write(keep); werr != nil {
-				return
-			}
-		}
-		s.Size += int64(len(keep))
-		s.Cut += int64(n - len(keep))
-		if err != nil {
-			break
-		}
-	}
-	_ = w.Close(s)
 }

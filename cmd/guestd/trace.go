@@ -19,6 +19,7 @@ import (
 	"github.com/petri-sandbox/petri/sandboxd/guest"
 	"github.com/petri-sandbox/petri/sandboxd/wire"
 	"github.com/petri-sandbox/petri/schemas"
+	"github.com/petri-sandbox/petri/schemas/trace"
 )
 
 // A recorder records what the sample does. There are two: [tracer.Tracer] and
@@ -35,14 +36,15 @@ type recorder interface {
 const tracerOption = "petri.tracer="
 
 // openTracer loads BPF programs, or, where the kernel does not take them, starts
-// a process that traces by ptrace. If both fail there is no recorder.
+// a process that traces by ptrace. If both fail there is no recorder. The error says
+// why it is not the best that there is.
 func openTracer(offsets []byte) (recorder, error) {
 	why := errors.New("the kernel's command line asks for ptrace")
 	line, _ := os.ReadFile("/proc/cmdline")
 	if !slices.Contains(strings.Fields(string(line)), tracerOption+"ptrace") {
 		t, err := tracer.Load(tracer.Config{Offsets: offsets})
 		if err == nil {
-			return t, nil
+			return t, t.Interpreted()
 		}
 		why = err
 	}
@@ -68,23 +70,40 @@ func (a *agent) tracing() schemas.Tracer {
 	return s
 }
 
-// follow has what the command starts recorded. The caller calls done when it
-// has started.
-func (a *agent) follow(cmd *command) (done func(), err error) {
+// follow has what the command starts recorded. The first is the sample; whatever
+// else the agent executes in the container from then on is to be followed, too: the
+// sample may have replaced it.
+func (a *agent) follow(cmd *command) error {
+	a.mu.Lock()
+	first := !a.followed
+	a.followed = true
+	a.mu.Unlock()
+	// The container's init does what /etc/inittab says, and that is the sample's to
+	// write: what it starts is the sample's doing too.
 	switch t := a.tracer.(type) {
 	case *tracer.Tracer:
-		if err := t.Arm(a.box.tid); err != nil {
-			return nil, fmt.Errorf("arm the tracer: %w", err)
+		if !first {
+			return nil // its thread is still armed
 		}
-		return func() { t.Disarm(a.box.tid) }, nil
+		if err := t.ArmProcess(a.box.init); err != nil {
+			return err
+		}
+		if err := t.Arm(a.box.tid); err != nil {
+			return fmt.Errorf("arm the tracer: %w", err)
+		}
 	case *ptracer.Tracer:
 		cmd.attach = func(pid int) error {
 			ctx, cancel := context.WithTimeout(context.Background(), goTime)
 			defer cancel()
+			if first {
+				if err := t.Attach(ctx, a.box.init); err != nil {
+					return err
+				}
+			}
 			return t.Attach(ctx, pid)
 		}
 	}
-	return func() {}, nil
+	return nil
 }
 
 // startTrace sends what the tracer records to the host from now on.
@@ -109,6 +128,11 @@ func (a *agent) startTrace() error {
 		err := a.tracer.Run(ctx, func(block []byte) error {
 			n, err := w.Write(block)
 			st.Size += int64(n)
+			if h, herr := trace.ParseHeader(block); herr == nil {
+				a.mu.Lock()
+				a.records = h.First + uint64(h.Count)
+				a.mu.Unlock()
+			}
 			return err
 		})
 		if err != nil {
@@ -130,7 +154,13 @@ const goTime = 3 * time.Second
 // shutDown ends the sample and brings out what is still on its way: the trace
 // with its last counts, and the console.
 func (a *agent) shutDown(ctx context.Context) {
-	if err := os.WriteFile(filepath.Join(cgroupDir, cgroupName, "cgroup.kill"), []byte("1"), 0); err == nil {
+	kill := func() error {
+		return os.WriteFile(filepath.Join(cgroupDir, cgroupName, "cgroup.kill"), []byte("1"), 0)
+	}
+	if err := kill(); err == nil {
+		if a.gather() > 0 { // after most are dead: a fork bomb leaves no time for it
+			_ = kill()
+		}
 		a.waitEmpty(goTime)
 	}
 	a.tellKilled()

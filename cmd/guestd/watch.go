@@ -34,10 +34,13 @@ type keeper struct {
 	mu    sync.Mutex
 	buf   [4096]byte
 	files map[fileID]*os.File
-	order []fileID        // the oldest first
-	away  map[uint64]bool // files that were let go of while they had a name, by inode: a tmpfs uses none twice
-	lost  int             // files that were let go of deleted, or are too many to be remembered
-	flood bool            // the kernel's queue has overflowed
+	order []fileID // the oldest first
+	// away are the files that were let go of while they had a name, by inode: all are
+	// the overlay's, which shows its upper directory's number under a device of its
+	// own, and a tmpfs uses none twice.
+	away  map[uint64]bool
+	lost  int  // files that were let go of deleted, or are too many to be remembered
+	flood bool // the kernel's queue has overflowed
 }
 
 type fileID struct{ dev, ino uint64 }

@@ -36,17 +36,10 @@ answered while the analysis went on.`,
   petri adopt r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA --analysis 01K9ZJ
   petri adopt live --analysis 01K9ZJ`,
 		Args: args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer b.Close()
+		RunE: g.on(g.connect, func(ctx context.Context, b *bus.Bus, a []string) error {
 			out, err := adopt(ctx, b, a[0], only)
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				return printJSON(os.Stdout, out)
@@ -54,7 +47,7 @@ answered while the analysis went on.`,
 			_, err = fmt.Printf("%s counts in %d analyses (in %d it did already; %d go on or were deleted)\n",
 				out.Run, len(out.Adopted)+len(out.Already), len(out.Already), len(out.Skipped))
 			return err
-		},
+		}),
 	}
 	c.Flags().StringVar(&only, "analysis", "", "only in this analysis")
 	return c

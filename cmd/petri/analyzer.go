@@ -19,7 +19,10 @@ import (
 )
 
 func analyzerCommand(g *global) *cobra.Command {
-	c := &cobra.Command{Use: "analyzer", Short: "Run an analyzer of your own"}
+	c := &cobra.Command{
+		Use: "analyzer", Short: "Run an analyzer of your own", Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
 	c.AddCommand(execCommand(g))
 	return c
 }
@@ -115,6 +118,14 @@ func (d *definition) define(name string, argv []string) (schemas.Definition, err
 	}
 	if app.Brought(name) {
 		return def, usagef("%s is an analyzer that Petri brings: choose another name", name)
+	}
+	for _, limit := range []struct {
+		flag string
+		n    int64
+	}{{"cpu", int64(d.cpu)}, {"timeout", int64(d.timeout)}, {"processes", int64(d.processes)}} {
+		if limit.n <= 0 {
+			return def, usagef("--%s is more than nothing", limit.flag)
+		}
 	}
 	for _, k := range d.kinds {
 		def.Kinds = append(def.Kinds, schemas.Kind(k))

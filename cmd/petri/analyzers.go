@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	wrapped "github.com/petri-sandbox/petri/analyzers/command"
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
@@ -26,17 +28,10 @@ func analyzersCommand(g *global) *cobra.Command {
 		Example: `  petri analyzers
   petri analyzers --json | jq -r '.[] | select(.instances == []) | .name'`,
 		Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.read(ctx)
-			if err != nil {
-				return err
-			}
-			defer done()
+		RunE: g.on(g.read, func(ctx context.Context, b *bus.Bus, _ []string) error {
 			list, err := b.Analyzers(ctx)
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				if list == nil {
@@ -49,7 +44,7 @@ func analyzersCommand(g *global) *cobra.Command {
 				return nil
 			}
 			return printAnalyzers(os.Stdout, list)
-		},
+		}),
 	}
 	c.AddCommand(addCommand(g), removeCommand(g))
 	return c
@@ -148,24 +143,25 @@ The name of an analyzer that Petri brings and that was removed brings it back.`,
 				if def, err = d.define(name, a[1:]); err != nil {
 					return err
 				}
+				if g.cfg.NATS == "" { // it is started here
+					if err := wrapped.Reachable(def); err != nil {
+						return usage(err)
+					}
+				}
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer b.Close()
-			if brought {
-				_, err = b.Undefine(ctx, name)
-			} else {
-				err = b.Define(ctx, def)
-			}
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			fmt.Fprintf(os.Stderr, "analyzer %s is added; the node starts it (see: petri analyzers)\n", name)
-			return g.printChange(analyzerChange{Analyzer: name, State: "added"})
+			return g.on(g.connect, func(ctx context.Context, b *bus.Bus, _ []string) error {
+				var err error
+				if brought {
+					_, err = b.Undefine(ctx, name)
+				} else {
+					err = b.Define(ctx, def)
+				}
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(os.Stderr, "analyzer %s is added; the node starts it (see: petri analyzers)\n", name)
+				return g.printChange(analyzerChange{Analyzer: name, State: "added"})
+			})(c, a)
 		},
 	}
 	d.flags(c.Flags())
@@ -191,48 +187,45 @@ An analyzer that Petri brings stays removed until it is added again.`,
 			if err := schemas.CheckAnalyzer(name); err != nil {
 				return usage(err)
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer b.Close()
-			list, err := b.Analyzers(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			var was bus.AnalyzerState
-			for _, s := range list {
-				if s.Name == name {
-					was = s
+			return g.on(g.connect, func(ctx context.Context, b *bus.Bus, _ []string) error {
+				list, err := b.Analyzers(ctx)
+				if err != nil {
+					return err
 				}
-			}
-			if was.Name == "" && !app.Brought(name) {
-				return fmt.Errorf("there is no analyzer %s (list them: petri analyzers)", name)
-			}
-			if app.Brought(name) {
-				err = b.Define(ctx, schemas.Definition{Schema: schemas.DefinitionSchema, Name: name, Removed: true})
-			} else {
-				_, err = b.Undefine(ctx, name)
-			}
-			if err == nil {
-				if err = b.Unregister(ctx, name); errors.Is(err, bus.ErrNotFound) {
-					err = nil
+				var was bus.AnalyzerState
+				for _, s := range list {
+					if s.Name == name {
+						was = s
+					}
 				}
-			}
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			fmt.Fprintf(os.Stderr, "analyzer %s is removed", name)
-			if n := was.Waiting + uint64(was.Taken); n > 0 {
-				fmt.Fprintf(os.Stderr, "; %d %s open and may be missing from their analyses", n, map[bool]string{true: "task was", false: "tasks were"}[n == 1])
-			}
-			fmt.Fprintln(os.Stderr)
-			if was.Definition == nil && !app.Brought(name) && len(was.Instances) > 0 {
-				fmt.Fprintf(os.Stderr, "its process %s was not started by Petri: stop it there\n", was.Instances[0].Instance)
-			}
-			return g.printChange(analyzerChange{Analyzer: name, State: "removed", Open: was.Waiting + uint64(was.Taken)})
+				if was.Name == "" && !app.Brought(name) {
+					return fmt.Errorf("there is no analyzer %s (list them: petri analyzers)", name)
+				}
+				if app.Brought(name) {
+					err = b.Define(ctx, schemas.Definition{Schema: schemas.DefinitionSchema, Name: name, Removed: true})
+				} else {
+					_, err = b.Undefine(ctx, name)
+				}
+				if err == nil {
+					if _, err = b.Registered(ctx, name); err == nil {
+						err = b.Unregister(ctx, name)
+					} else if errors.Is(err, bus.ErrNotFound) { // one that never started
+						err = nil
+					}
+				}
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(os.Stderr, "analyzer %s is removed", name)
+				if n := was.Waiting + uint64(was.Taken); n > 0 {
+					fmt.Fprintf(os.Stderr, "; %d %s open and may be missing from their analyses", n, map[bool]string{true: "task was", false: "tasks were"}[n == 1])
+				}
+				fmt.Fprintln(os.Stderr)
+				if was.Definition == nil && !app.Brought(name) && len(was.Instances) > 0 {
+					fmt.Fprintf(os.Stderr, "its process %s is still heard: unless it ends in a moment, you have started it yourself; stop it there\n", was.Instances[0].Instance)
+				}
+				return g.printChange(analyzerChange{Analyzer: name, State: "removed", Open: was.Waiting + uint64(was.Taken)})
+			})(c, a)
 		},
 	}
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -33,14 +34,7 @@ that no record names are found too. The exit code is 1 if something is wrong.`,
 		Example: `  petri audit
   petri audit --deep --json`,
 		Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.store(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
+		RunE: g.on(g.store, func(ctx context.Context, b *bus.Bus, _ []string) error {
 			line := newCountLine()
 			list := []bus.AuditProblem{}
 			res, err := b.Audit(ctx, bus.AuditOptions{Deep: deep, Progress: line.count, Found: func(p bus.AuditProblem) {
@@ -55,7 +49,7 @@ that no record names are found too. The exit code is 1 if something is wrong.`,
 			}})
 			line.end()
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				err = printJSON(os.Stdout, audited{res, list})
@@ -66,7 +60,7 @@ that no record names are found too. The exit code is 1 if something is wrong.`,
 				return exitError{code: codeError}
 			}
 			return err
-		},
+		}),
 	}
 	c.Flags().BoolVar(&deep, "deep", false, "read every byte and compare it with its digest")
 	return c

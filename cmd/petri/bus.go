@@ -3,14 +3,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/petri-sandbox/petri/analyzers/all"
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/bus/auth"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
@@ -25,7 +26,7 @@ keeps the log on them. On one machine petri up does all of this by itself.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(busInitCommand(g), busUserCommand(g), busRevokeCommand(g), busServeCommand(g), busRunCommand(g))
+	c.AddCommand(busInitCommand(g), busUserCommand(g), busRevokeCommand(g), busRenewCommand(g), busServeCommand(g), busRunCommand(g))
 	return c
 }
 
@@ -41,10 +42,15 @@ func busInitCommand(g *global) *cobra.Command {
 			if replicas != 0 && replicas != len(o.Hosts) {
 				return usagef("--replicas %d, but --hosts names %d: name each server's host", replicas, len(o.Hosts))
 			}
-			o.MaxPayload = 2 * bus.MaxPayload
-			for _, an := range all.List() {
-				o.Analyzers = append(o.Analyzers, an.Info().Name)
+			for _, port := range []struct {
+				flag string
+				n    int
+			}{{"port", o.Port}, {"cluster-port", o.ClusterPort}} {
+				if port.n < 1 || port.n > 65535 { // the other hosts must know it
+					return usagef("--%s %d is not between 1 and 65535", port.flag, port.n)
+				}
 			}
+			o.MaxPayload, o.Analyzers = 2*bus.MaxPayload, app.Builtin()
 			if err := auth.Init(a[0], o); err != nil {
 				return err
 			}
@@ -72,7 +78,8 @@ func busUserCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use: "user DIR ROLE [NAME]", Short: "Make credentials of one more analyzer or tenant",
 		Long: `Make the credentials of a role: bus, admin, sandboxd, analyzer NAME, reporter,
-siem or user TENANT. The servers need not be told.`,
+siem or user TENANT. The servers need not be told. DIR is that of petri bus init,
+or on one machine Petri's data directory.`,
 		Example: `  petri bus user petri-bus analyzer yara
   petri bus user petri-bus user acme --expires 90d`,
 		Args: args(cobra.RangeArgs(2, 3)),
@@ -104,14 +111,23 @@ func busRevokeCommand(g *global) *cobra.Command {
 		Long: `Take back the credentials in DIR/users/USER.creds, wherever copies of them are.
 The servers that --nats names cut the user off at once. Their configurations in
 DIR/nodes are made anew: copy each nats.conf to its host before that server's
-next start, which would forget it otherwise.`,
+next start, which would forget it otherwise. If DIR is the data directory of one
+machine, its server is told by itself.`,
 		Example: `  petri bus revoke petri-bus user-acme --nats tls://10.0.0.1:4222
   petri bus revoke petri-bus analyzer-yara`,
 		Args: args(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, a []string) error {
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
-			told, err := auth.Revoke(ctx, a[0], g.cfg.NATS, a[1])
+			url, local := g.cfg.NATS, auth.IsLocal(a[0])
+			if url == "" && local { // the server that runs there, if one does
+				at, err := bus.ReadAddress(a[0])
+				if err != nil && !errors.Is(err, bus.ErrNotFound) {
+					return err
+				}
+				url = at.URL
+			}
+			told, err := auth.Revoke(ctx, a[0], url, a[1])
 			if err != nil {
 				return interrupted(ctx, err)
 			}
@@ -121,7 +137,35 @@ next start, which would forget it otherwise.`,
 					Told int    `json:"servers_told"`
 				}{a[1], told})
 			}
-			fmt.Fprintf(c.OutOrStdout(), "revoked %s; %s told; now copy %s to the servers\n", a[1], count(uint64(told), "server"), filepath.Join(a[0], "nodes", "HOST", "nats.conf"))
+			next := ""
+			if !local {
+				next = "; now copy " + filepath.Join(a[0], "nodes", "HOST", "nats.conf") + " to the servers"
+			}
+			fmt.Fprintf(c.OutOrStdout(), "revoked %s; %s told%s\n", a[1], count(uint64(told), "server"), next)
+			return nil
+		},
+	}
+}
+
+func busRenewCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "renew DIR", Short: "Sign an older Petri's installation anew",
+		Long: `Make of an installation that an older Petri made what petri bus init makes now:
+accounts per role in DIR/nodes/*/nats.conf, and DIR/users signed for them. Copy the
+configurations to the servers and start them anew, then the credentials to who has
+them. Keys and data stay.`,
+		Example: `  petri bus renew petri-bus`,
+		Args:    args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, a []string) error {
+			if err := auth.Renew(a[0], app.Builtin()); err != nil {
+				return err
+			}
+			if g.json {
+				return printJSON(c.OutOrStdout(), struct {
+					Dir string `json:"dir"`
+				}{a[0]})
+			}
+			fmt.Fprintf(c.OutOrStdout(), "renewed %s; now copy %s to the servers, and then %s to who has them\n", a[0], filepath.Join("nodes", "HOST", "nats.conf"), filepath.Join("users", "*.creds"))
 			return nil
 		},
 	}
@@ -149,13 +193,20 @@ func busServeCommand(g *global) *cobra.Command {
 
 func busRunCommand(g *global) *cobra.Command {
 	var replicas int
+	var part string
 	c := &cobra.Command{
 		Use: "run", Short: "Keep the log on NATS servers of your own",
 		Long: `Run what belongs to the log on NATS servers of your own: the streams, the clerk,
 the registrar, the archiver and the projections. One such process must run; a
-second one on another host takes over when it dies.`,
-		Example: "  petri bus run --nats tls://10.0.0.1:4222,tls://10.0.0.2:4222 --creds bus.creds --ca ca.pem",
-		Args:    args(cobra.NoArgs),
+second one on another host takes over when it dies.
+
+The clerk reads what analyzers hand in, and the archiver what the log has of them.
+Both can run as processes of their own, with credentials that allow nothing else:
+--part core, clerk and archiver, each with the credentials of its name, core with
+those of bus.`,
+		Example: "  petri bus run --nats tls://10.0.0.1:4222,tls://10.0.0.2:4222 --creds bus.creds --ca ca.pem\n" +
+			"  petri bus run --part clerk --nats tls://10.0.0.1:4222 --creds clerk.creds --ca ca.pem",
+		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := g.config()
 			if err != nil {
@@ -167,7 +218,10 @@ second one on another host takes over when it dies.`,
 			if replicas < 0 || replicas > 5 {
 				return usagef("--replicas %d: 1 to 5, 0 for the usual", replicas)
 			}
-			cfg.Replicas = replicas
+			cfg.Replicas, cfg.Part = replicas, app.Part(part)
+			if part != "" && !slices.Contains(app.Parts(), cfg.Part) {
+				return usagef("--part %.40q is none of %v", part, app.Parts())
+			}
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
 			log := app.Logger(os.Stderr, cfg.Verbose)
@@ -175,6 +229,7 @@ second one on another host takes over when it dies.`,
 		},
 	}
 	c.Flags().IntVar(&replicas, "replicas", 0, "copies of everything; 0: 3 on a cluster, else 1")
+	c.Flags().StringVar(&part, "part", "", "run one part only: core, clerk or archiver")
 	g.archiveFlag(c.Flags())
 	return c
 }

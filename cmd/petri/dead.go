@@ -30,43 +30,29 @@ out too often.`,
 		&cobra.Command{
 			Use: "list", Short: "List the dead letters, the oldest first", Args: args(cobra.NoArgs),
 			Example: "  petri dead list\n  petri dead list --json | jq '.[].reason'",
-			RunE:    deadly(g, func(ctx context.Context, b *bus.Bus, _ []string) error { return deadList(ctx, g, b) }),
+			RunE:    g.on(g.read, func(ctx context.Context, b *bus.Bus, _ []string) error { return deadList(ctx, g, b) }),
 		},
 		&cobra.Command{
 			Use: "show ID", Short: "Show a dead letter and its message", Args: args(cobra.ExactArgs(1)),
 			Example: "  petri dead show 12",
-			RunE:    deadly(g, func(ctx context.Context, b *bus.Bus, a []string) error { return deadShow(ctx, g, b, a[0]) }),
+			RunE:    g.on(g.read, func(ctx context.Context, b *bus.Bus, a []string) error { return deadShow(ctx, g, b, a[0]) }),
 		},
 		&cobra.Command{
 			Use: "retry ID…", Short: "Put dead letters back where they were, to be processed again", Args: args(cobra.MinimumNArgs(1)),
 			Example: "  petri dead retry 12 13",
-			RunE: deadly(g, func(ctx context.Context, b *bus.Bus, a []string) error {
+			RunE: g.on(g.read, func(ctx context.Context, b *bus.Bus, a []string) error {
 				return deadEach(ctx, g, a, "retried", b.RetryDead)
 			}),
 		},
 		&cobra.Command{
 			Use: "drop ID…", Short: "Forget dead letters", Args: args(cobra.MinimumNArgs(1)),
 			Example: "  petri dead drop 12",
-			RunE: deadly(g, func(ctx context.Context, b *bus.Bus, a []string) error {
+			RunE: g.on(g.read, func(ctx context.Context, b *bus.Bus, a []string) error {
 				return deadEach(ctx, g, a, "dropped", b.DropDead)
 			}),
 		},
 	)
 	return c
-}
-
-// deadly wraps what the commands have in common.
-func deadly(g *global, f func(ctx context.Context, b *bus.Bus, a []string) error) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, a []string) error {
-		ctx, cancel := interruptible(c.Context())
-		defer cancel()
-		b, done, err := g.read(ctx)
-		if err != nil {
-			return interrupted(ctx, err)
-		}
-		defer done()
-		return interrupted(ctx, f(ctx, b, a))
-	}
 }
 
 func deadList(ctx context.Context, g *global, b *bus.Bus) error {

@@ -41,27 +41,22 @@ analysis has the same bytes. An analysis that still runs is refused.`,
 			if _, tty := terminal(os.Stdin); !tty && !yes {
 				return usagef("nobody can be asked whether to delete: say --yes")
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.store(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
-			var errs []error
-			for _, s := range a {
-				id, err := resolve(ctx, b, s)
-				if err != nil {
-					return err
+			return g.on(g.store, func(ctx context.Context, b *bus.Bus, a []string) error {
+				var errs []error
+				for _, s := range a {
+					id, err := resolve(ctx, b, s)
+					if err != nil {
+						return err
+					}
+					if !yes && !confirm(fmt.Sprintf("delete analysis %s for good? [y/N] ", id)) {
+						continue
+					}
+					if err := g.delete(ctx, b, id, reason); err != nil {
+						errs = append(errs, err)
+					}
 				}
-				if !yes && !confirm(fmt.Sprintf("delete analysis %s for good? [y/N] ", id)) {
-					continue
-				}
-				if err := g.delete(ctx, b, id, reason); err != nil {
-					errs = append(errs, err)
-				}
-			}
-			return interrupted(ctx, errors.Join(errs...))
+				return errors.Join(errs...)
+			})(c, a)
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")

@@ -40,20 +40,13 @@ alone is compared with what counts.`,
   petri diff live r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA --analysis 01K9ZJ
   petri diff --json r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA r-01M7WZ5Q0E8T1V4RZ9C3K6XNBB`,
 		Args: args(cobra.RangeArgs(1, 2)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.read(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
+		RunE: g.on(g.read, func(ctx context.Context, b *bus.Bus, a []string) error {
 			if len(a) == 1 {
 				a = []string{compare.Counting, a[0]}
 			}
 			d, err := difference(ctx, b, a[0], a[1], only)
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				return printJSON(os.Stdout, d)
@@ -63,7 +56,7 @@ alone is compared with what counts.`,
 				limit = compare.MaxList
 			}
 			return printDifference(os.Stdout, d, limit)
-		},
+		}),
 	}
 	c.Flags().StringVar(&only, "analysis", "", "of runs: only this analysis")
 	c.Flags().BoolVar(&full, "full", false, "do not shorten the lists")
@@ -76,6 +69,9 @@ func ofRuns(s string) bool {
 }
 
 func difference(ctx context.Context, b *bus.Bus, before, after, only string) (*compare.Difference, error) {
+	if before == compare.Counting && !ofRuns(after) {
+		return nil, usagef("%s is no run, and only a run is compared with what counts (petri runs list); of analyses name two", term.Clip(after, 40))
+	}
 	if ofRuns(before) != ofRuns(after) {
 		return nil, usagef("%s and %s cannot be compared: give two analyses, or two runs (petri diff --help)", term.Clip(before, 40), term.Clip(after, 40))
 	}
@@ -141,6 +137,9 @@ func compareRuns(ctx context.Context, b *bus.Bus, before, after, only string) (*
 	}
 	if len(analyzers) == 0 {
 		return nil, usagef("at least one side must be a run (petri runs list)")
+	}
+	if only != "" && !known[only] {
+		return nil, usagef("neither side has a task of analysis %s", only)
 	}
 	answers := compare.NewAnswers()
 	if err := b.Answers(ctx, b.Tenant(), analyzers, analyses, answers.Add); err != nil {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
@@ -18,7 +20,6 @@ import (
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 	"github.com/petri-sandbox/petri/schemas"
-	"github.com/spf13/cobra"
 )
 
 // check is one line of the doctor's.
@@ -44,11 +45,15 @@ found out by booting one; that is done once per boot of this machine.`,
 			if err != nil {
 				return err
 			}
-			checks := examine(ctx, cfg)
+			checks := []check{}
+			examine(ctx, cfg, func(k check) {
+				checks = append(checks, k)
+				if !g.json {
+					printCheck(k)
+				}
+			})
 			if g.json {
 				err = printJSON(os.Stdout, checks)
-			} else {
-				printChecks(checks)
 			}
 			for _, k := range checks {
 				if k.Status == "error" {
@@ -60,59 +65,71 @@ found out by booting one; that is done once per boot of this machine.`,
 	}
 }
 
-func printChecks(checks []check) {
-	styled := color(os.Stdout)
-	for _, k := range checks {
-		mark, sgr := "ok", "32"
-		switch k.Status {
-		case "warning":
-			mark, sgr = "!", "33"
-		case "error":
-			mark, sgr = "✗", "31"
-		}
-		mark = fmt.Sprintf("%-3s", mark)
-		if styled {
-			mark = "\x1b[" + sgr + "m" + mark + "\x1b[0m"
-		}
-		fmt.Printf("%s %-14s %s\n", mark, k.What, term.Clean(k.Detail))
-		if k.Fix != "" {
-			fmt.Printf("    %-14s → %s\n", "", k.Fix)
-		}
+func printCheck(k check) {
+	mark, sgr := "ok", "32"
+	switch k.Status {
+	case "warning":
+		mark, sgr = "!", "33"
+	case "error":
+		mark, sgr = "✗", "31"
+	}
+	mark = fmt.Sprintf("%-3s", mark)
+	if color(os.Stdout) {
+		mark = "\x1b[" + sgr + "m" + mark + "\x1b[0m"
+	}
+	fmt.Printf("%s %-19s %s\n", mark, k.What, term.Clean(k.Detail))
+	if k.Fix != "" {
+		fmt.Printf("    %-19s → %s\n", "", k.Fix)
 	}
 }
 
-func examine(ctx context.Context, cfg app.Config) []check {
-	var checks []check
-	for _, arch := range catalogue.Names() {
-		checks = append(checks, checkGuest(ctx, cfg, arch))
+// examine tells of each check when it is done: some take their time.
+func examine(ctx context.Context, cfg app.Config, tell func(check)) {
+	usual := false
+	for i, guest := range append(catalogue.Names(), catalogue.Extras()...) {
+		k := checkGuest(ctx, cfg, guest)
+		usual = usual || i == 0 && k.Status == "ok"
+		tell(k)
 	}
-	if checks[0].Status == "ok" {
-		checks = append(checks, checkAccel(ctx, cfg, catalogue.Default))
+	if usual {
+		tell(checkAccel(ctx, cfg, catalogue.Default))
 	}
-	return append(checks, checkIsolation(cfg), checkDisk("data", cfg.Data, cfg.Room()), checkDisk("cache", cfg.Cache, cfg.Room()), checkRoom(ctx, cfg), checkNode(ctx, cfg), checkDead(ctx, cfg))
+	tell(checkIsolation(cfg))
+	tell(checkDisk("data", cfg.Data, cfg.Room()))
+	tell(checkDisk("cache", cfg.Cache, cfg.Room()))
+	tell(checkRoom(ctx, cfg))
+	tell(checkNode(ctx, cfg))
+	tell(checkDead(ctx, cfg))
 }
 
-// checkGuest says whether samples for a CPU can be run here. That those for the
+// checkGuest says whether samples for a guest can be run here. That those for the
 // default one can is what everybody needs.
-func checkGuest(ctx context.Context, cfg app.Config, arch string) check {
+func checkGuest(ctx context.Context, cfg app.Config, guest string) check {
 	lacks := "warning"
-	if arch == catalogue.Default {
+	if guest == catalogue.Default {
 		lacks = "error"
 	}
-	what := "guest " + arch
-	q, err := fleet.FindQEMU(ctx, arch)
+	what := "guest " + guest
+	q, err := fleet.FindQEMU(ctx, guest)
 	if err != nil {
 		return check{what, lacks, err.Error(), ""}
 	}
-	img, err := cfg.Images(nil).Open(ctx, arch)
+	images := cfg.Images(nil)
+	if images.Building(guest) {
+		return check{what, "warning", "another process builds it just now", "wait for that"}
+	}
+	img, err := images.Open(ctx, guest)
 	if err == nil {
 		err = img.Verify()
 	}
 	if errors.Is(err, image.ErrNoImage) {
-		return check{what, lacks, "not built", "petri guest build " + arch}
+		return check{what, lacks, "not built", "petri guest build " + guest}
+	}
+	if errors.Is(err, image.ErrNoAgent) { // it says how to get it
+		return check{what, lacks, err.Error(), ""}
 	}
 	if err != nil {
-		return check{what, "error", err.Error(), "petri guest build " + arch}
+		return check{what, lacks, err.Error(), "petri guest build " + guest}
 	}
 	return check{what, "ok", fmt.Sprintf("Linux %s, QEMU %s, %s", img.KernelRelease, q.Version, q.Path), ""}
 }

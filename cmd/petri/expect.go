@@ -51,26 +51,18 @@ begun has its list in its log.`,
 			if len(a) > 0 && !slices.Contains(catalogue.Names(), a[0]) {
 				return usagef("there is no profile %.40q; there are %s", a[0], strings.Join(catalogue.Names(), ", "))
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
 			if len(a) < 2 {
-				b, done, err := g.read(ctx)
-				if err != nil {
-					return err
-				}
-				defer done()
-				return interrupted(ctx, showExpected(ctx, g, b, a))
+				return g.on(g.read, func(ctx context.Context, b *bus.Bus, a []string) error {
+					return showExpected(ctx, g, b, a)
+				})(c, a)
 			}
 			p, err := parseExpected(a[0], a[1])
 			if err != nil {
 				return usage(err)
 			}
-			b, err := g.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer b.Close()
-			return interrupted(ctx, expect(ctx, g, b, a[0], p))
+			return g.on(g.connect, func(ctx context.Context, b *bus.Bus, a []string) error {
+				return expect(ctx, g, b, a[0], p)
+			})(c, a)
 		},
 	}
 }

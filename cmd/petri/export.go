@@ -15,27 +15,9 @@ import (
 
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/bus/petrifile"
-	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
 	"github.com/petri-sandbox/petri/schemas"
 )
-
-// store is [global.read] for a command that also writes: it connects to the
-// Petri that runs, or to a server of our own.
-func (g *global) store(ctx context.Context) (*bus.Bus, func(), error) {
-	cfg, err := g.config()
-	if err != nil {
-		return nil, nil, err
-	}
-	b, err := cfg.Connect(ctx, "petri")
-	if err == nil {
-		return b, b.Close, nil
-	}
-	if !errors.Is(err, app.ErrNotRunning) {
-		return nil, nil, err
-	}
-	return cfg.OpenStore(ctx)
-}
 
 // exported is what export says with --json.
 type exported struct {
@@ -45,6 +27,8 @@ type exported struct {
 	Size     int64             `json:"size"`
 	LeftOut  map[string]int    `json:"left_out"` // objects, by kind
 	Missing  map[string]int    `json:"missing"`  // objects that the store does not have, by kind
+
+	without map[string]bool // kinds of what was left out
 }
 
 func exportCommand(g *global) *cobra.Command {
@@ -78,7 +62,7 @@ artifacts there are segment (the pieces of a trace and a capture) and result
 		if g.json && out == "" {
 			return usagef("the file goes to standard output, where --json would write too: name a file (--out FILE)")
 		}
-		return reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+		return g.onAnalysis(g.read, func(ctx context.Context, b *bus.Bus, id string) error {
 			e, err := export(ctx, b, id, out, kinds)
 			if err != nil {
 				return err
@@ -88,6 +72,11 @@ artifacts there are segment (the pieces of a trace and a capture) and result
 			}
 			fmt.Fprintf(os.Stderr, "%s: %s and %s, %s\n", e.Analysis, amount(e.File.Events, "event"), amount(e.File.Objects, "object"), term.Size(e.Size))
 			printAbsent("left out", e.LeftOut)
+			for _, k := range without {
+				if !e.without[k] {
+					fmt.Fprintf(os.Stderr, "  nothing is of kind %s, which --without names\n", k)
+				}
+			}
 			printAbsent("missing, for the store does not have them", e.Missing)
 			return nil
 		})(cmd, a)
@@ -98,13 +87,16 @@ artifacts there are segment (the pieces of a trace and a capture) and result
 }
 
 func export(ctx context.Context, b *bus.Bus, id, out string, without []schemas.Kind) (exported, error) {
-	e := exported{Tenant: b.Tenant(), Analysis: id, LeftOut: map[string]int{}, Missing: map[string]int{}}
+	e := exported{Tenant: b.Tenant(), Analysis: id, LeftOut: map[string]int{}, without: map[string]bool{}, Missing: map[string]int{}}
 	write := func(w io.Writer) (err error) {
 		counted := &counter{w: w}
 		e.File, err = b.Export(ctx, b.Tenant(), id, counted, bus.ExportOptions{Without: without, Object: func(o petrifile.Object, absent string) {
 			switch absent {
 			case petrifile.AbsentLeftOut:
 				e.LeftOut[string(o.Kinds[0])]++
+				for _, k := range o.Kinds {
+					e.without[string(k)] = true
+				}
 			case petrifile.AbsentMissing:
 				e.Missing[string(o.Kinds[0])]++
 			}
@@ -184,31 +176,26 @@ and the analysis shows only if all of it is right.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.store(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
-			im, err := cfg.Import(ctx, b, b.Tenant(), in)
-			if err != nil {
-				return interrupted(ctx, badFile(err))
-			}
-			if g.json {
-				return printJSON(os.Stdout, im)
-			}
-			if im.Already {
-				fmt.Fprintf(os.Stderr, "%s is here already, with the same %s; of its objects %d were new\n", im.Analysis, amount(im.Trailer.Events, "event"), im.Stored)
-			} else {
-				fmt.Fprintf(os.Stderr, "%s: %s and %s, of which %d new here\n", im.Analysis, amount(im.Trailer.Events, "event"), amount(im.Trailer.Objects, "object"), im.Stored)
-			}
-			printAbsent("neither in the file nor here", im.Absent)
-			fmt.Fprintln(os.Stderr, "  "+covered(*im.Coverage))
-			if !im.Already {
-				fmt.Println(im.Analysis)
-			}
-			return nil
+			return g.on(g.store, func(ctx context.Context, b *bus.Bus, _ []string) error {
+				im, err := cfg.Import(ctx, b, b.Tenant(), in)
+				if err != nil {
+					return badFile(err)
+				}
+				if g.json {
+					return printJSON(os.Stdout, im)
+				}
+				if im.Already {
+					fmt.Fprintf(os.Stderr, "%s is here already, with the same %s; of its objects %d were new\n", im.Analysis, amount(im.Trailer.Events, "event"), im.Stored)
+				} else {
+					fmt.Fprintf(os.Stderr, "%s: %s and %s, of which %d new here\n", im.Analysis, amount(im.Trailer.Events, "event"), amount(im.Trailer.Objects, "object"), im.Stored)
+				}
+				printAbsent("neither in the file nor here", im.Absent)
+				fmt.Fprintln(os.Stderr, "  "+covered(*im.Coverage))
+				if !im.Already {
+					fmt.Println(im.Analysis)
+				}
+				return nil
+			})(c, a)
 		},
 	}
 }
@@ -246,14 +233,7 @@ after --archive-after. Whoever reads them sees no difference. An analysis that
 still runs, or that an analyzer or a run still owes something, stays.`,
 		Example: `  petri archive 01K9ZJ`,
 		Args:    args(cobra.MinimumNArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.store(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
+		RunE: g.on(g.store, func(ctx context.Context, b *bus.Bus, a []string) error {
 			x := bus.NewArchiver(b, bus.ArchiverOptions{})
 			var list []schemas.ArchiveEntry
 			for _, s := range a {
@@ -262,11 +242,11 @@ still runs, or that an analyzer or a run still owes something, stays.`,
 					return err
 				}
 				if err := x.Archive(ctx, b.Tenant(), id); err != nil {
-					return interrupted(ctx, fmt.Errorf("archive %s: %w", id, err))
+					return fmt.Errorf("archive %s: %w", id, noAnalysis(id, err))
 				}
 				e, err := b.ArchiveEntry(ctx, b.Tenant(), id)
 				if err != nil {
-					return interrupted(ctx, err)
+					return noAnalysis(id, err)
 				}
 				list = append(list, e)
 			}
@@ -277,6 +257,6 @@ still runs, or that an analyzer or a run still owes something, stays.`,
 				fmt.Fprintf(os.Stderr, "%s: %s, %s\n", e.Analysis, amount(e.Events, "event"), term.Size(e.Size))
 			}
 			return nil
-		},
+		}),
 	}
 }

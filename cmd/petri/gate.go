@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/reporters/term"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -54,22 +55,20 @@ first line that the command prints is the reason. Each decision is printed, with
 			if limit <= 0 {
 				return usagef("--limit %s: how long the command may take is more than nothing", limit)
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
+			if _, err := exec.LookPath(a[1]); err != nil {
+				return usagef("the gate's command: %w (name a program by its path, or one that is in PATH)", err)
 			}
-			defer b.Close()
-			err = b.ServeGate(ctx, b.Tenant(), a[0], func(ctx context.Context, e schemas.Event) (*schemas.GateAnswer, error) {
-				answer, err := askCommand(ctx, limit, a[1:], e)
-				if err != nil {
-					fmt.Fprintf(os.Stderr, "petri: no answer to %s of %s: %v\n", e.Name(), e.Analysis, err)
-					return nil, ctx.Err()
-				}
-				return answer, g.printDecision(e, answer)
-			})
-			return interrupted(ctx, err)
+			return g.on(g.connect, func(ctx context.Context, b *bus.Bus, a []string) error {
+				fmt.Fprintf(os.Stderr, "gate %s is served until you interrupt\n", a[0])
+				return b.ServeGate(ctx, b.Tenant(), a[0], func(ctx context.Context, e schemas.Event) (*schemas.GateAnswer, error) {
+					answer, err := askCommand(ctx, limit, a[1:], e)
+					if err != nil {
+						fmt.Fprintf(os.Stderr, "petri: no answer to %s of %s: %v\n", e.Name(), e.Analysis, err)
+						return nil, ctx.Err()
+					}
+					return answer, g.printDecision(e, answer)
+				})
+			})(c, a)
 		},
 	}
 	c.Flags().DurationVar(&limit, "limit", time.Minute, "how long the command may take")

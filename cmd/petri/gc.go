@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -22,6 +21,13 @@ var bucketNames = map[string]string{"ART": "artifacts", "REP": "reports", "ARC":
 func gcCommand(g *global) *cobra.Command {
 	var dry bool
 	var age time.Duration
+	alone := false // nobody else uses the server
+	open := func(ctx context.Context) (*bus.Bus, func(), error) {
+		return g.open(ctx, func(c app.Config, _ error) (*bus.Bus, func(), error) {
+			alone = true
+			return c.OpenStore(ctx)
+		})
+	}
 	c := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove artifacts that no analysis has any more",
@@ -35,14 +41,7 @@ announced. Where no Petri runs nothing is, and --age 0 removes everything.`,
   petri gc --age 3h
   petri gc --json`,
 		Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, alone, err := g.openStore(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
+		RunE: g.on(open, func(ctx context.Context, b *bus.Bus, _ []string) error {
 			if age < bus.MinGCAge && !alone {
 				return usagef("--age %s: while a Petri runs it is %s at least (stop Petri, and any age will do)", age, bus.MinGCAge)
 			}
@@ -52,35 +51,18 @@ announced. Where no Petri runs nothing is, and --age 0 removes everything.`,
 			res, err := b.Collect(ctx, o)
 			p.end()
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				return printJSON(os.Stdout, res)
 			}
 			printGC(res)
 			return nil
-		},
+		}),
 	}
 	c.Flags().BoolVar(&dry, "dry-run", false, "say what would be removed, and remove nothing")
 	c.Flags().DurationVar(&age, "age", 24*time.Hour, "remove what is older than this")
 	return c
-}
-
-// openStore is [global.store], and reports whether nobody else uses the server.
-func (g *global) openStore(ctx context.Context) (*bus.Bus, func(), bool, error) {
-	cfg, err := g.config()
-	if err != nil {
-		return nil, nil, false, err
-	}
-	b, err := cfg.Connect(ctx, "petri")
-	if err == nil {
-		return b, b.Close, false, nil
-	}
-	if !errors.Is(err, app.ErrNotRunning) {
-		return nil, nil, false, err
-	}
-	b, done, err := cfg.OpenStore(ctx)
-	return b, done, true, err
 }
 
 func printGC(res bus.GCResult) {

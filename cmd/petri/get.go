@@ -48,7 +48,9 @@ func resolveDigest(ctx context.Context, b *bus.Bus, s string) (bus.Found, error)
 // writeFile writes a file as a whole or not at all. What is no regular file, a
 // device or a pipe, is written to as it is.
 func writeFile(path string, write func(io.Writer) error) error {
-	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		return usagef("write %s: it is a directory (name a file in it)", path)
+	} else if err == nil && !fi.Mode().IsRegular() {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return usage(err)
@@ -60,6 +62,9 @@ func writeFile(path string, write func(io.Writer) error) error {
 		}
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".petri-*") // 0600
+	if errors.Is(err, os.ErrNotExist) {
+		return usagef("write %s: there is no directory %s (make it, or choose another)", path, filepath.Dir(path))
+	}
 	if err != nil {
 		return usage(fmt.Errorf("write %s: %w", path, err))
 	}

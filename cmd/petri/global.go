@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,8 +21,8 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
@@ -36,7 +37,7 @@ func (g *global) flags(f *pflag.FlagSet) {
 	f.StringVar(&g.cfg.Data, "data", app.DefaultData(), "directory of the log, the artifacts and the credentials")
 	f.StringVar(&g.cfg.Cache, "cache", image.DefaultCache(), "directory of the guests' images")
 	f.StringVar(&g.cfg.NATS, "nats", os.Getenv(app.ServerVariable), "URL of a NATS server of your own (also PETRI_NATS); default: the embedded one")
-	f.StringVar(&g.cfg.Creds, "creds", os.Getenv(app.CredsVariable), "file of the credentials for that server (also PETRI_CREDS)")
+	f.StringVar(&g.cfg.Creds, "creds", os.Getenv(app.CredsVariable), "file of the credentials for the server (also PETRI_CREDS); default of the embedded one: the admin's")
 	f.StringVar(&g.cfg.CA, "ca", os.Getenv(app.CAVariable), "file of the authority of that server's certificate (also PETRI_CA)")
 	f.StringVar(&g.cfg.Listen, "listen", "", "loopback address of the embedded server; default: a free port")
 	f.StringVar(&g.cfg.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
@@ -69,6 +70,12 @@ func (g *global) syncFlag(f *pflag.FlagSet) {
 // queueFlag bounds the queue. Only what starts a bus has it.
 func (g *global) queueFlag(f *pflag.FlagSet) {
 	f.Int64Var(&g.cfg.Queue, "queue", app.DefaultQueue, "submissions that may wait or be in work; more are told to come again later")
+}
+
+// recordedFlags make a sandbox replay. Only what starts one has them.
+func (g *global) recordedFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&g.cfg.Recorded, "recorded", nil, app.RecordedUsage)
+	f.Float64Var(&g.cfg.Speed, "speed", 1, app.SpeedUsage)
 }
 
 // interval is a flag of a duration that may be "always".
@@ -135,23 +142,23 @@ func parseAge(s string) (time.Duration, error) {
 // config checks and completes the flags.
 func (g *global) config() (app.Config, error) {
 	c := g.cfg
-	switch c.Accel {
-	case "auto", "kvm", "tcg":
-	default:
-		return c, usagef("--accel %q is none of auto, kvm, tcg", c.Accel)
-	}
-	if g.memoryMB < 128 || g.memoryMB > 64<<10 {
-		return c, usagef("--memory %d: a guest has between 128 and 65536 MiB", g.memoryMB)
-	}
-	if c.Parallel < 1 || c.Parallel > 1000 {
-		return c, usagef("--parallel %d is not between 1 and 1000", c.Parallel)
+	if err := app.CheckMachines(c.Accel, c.Parallel, g.memoryMB); err != nil {
+		return c, usage(err)
 	}
 	if c.Queue < 0 {
 		return c, usagef("--queue %d: at least 1 submission must fit in", c.Queue)
 	}
+	if err := app.CheckSpeed(c.Speed); err != nil {
+		return c, usagef("%w", err)
+	}
 	c.Memory = g.memoryMB << 20
 	// The node's processes live in another directory.
-	for _, dir := range []*string{&c.Data, &c.Cache, &c.Guestd, &c.Creds, &c.CA} {
+	c.Recorded = slices.Clone(c.Recorded)
+	paths := []*string{&c.Data, &c.Cache, &c.Guestd, &c.Creds, &c.CA}
+	for i := range c.Recorded {
+		paths = append(paths, &c.Recorded[i])
+	}
+	for _, dir := range paths {
 		if *dir == "" {
 			continue
 		}
@@ -164,14 +171,9 @@ func (g *global) config() (app.Config, error) {
 	return c, nil
 }
 
-// connect connects to the Petri that runs.
-func (g *global) connect(ctx context.Context) (*bus.Bus, error) {
-	c, err := g.config()
-	if err != nil {
-		return nil, err
-	}
-	return c.Connect(ctx, "petri")
-}
+// oneInterrupt is the time in which a signal that comes again is still the first:
+// timeout(1) sends its to the program and then to the program's group.
+const oneInterrupt = 500 * time.Millisecond
 
 // interruptible returns a context that the first Ctrl-C or SIGTERM ends. The
 // second ends the program.
@@ -187,11 +189,21 @@ func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
 			signal.Stop(ch)
 			return
 		}
-		<-ch
+		again(ch)
 		fmt.Fprintln(os.Stderr, "petri: interrupted twice, giving up at once")
 		os.Exit(codeInterrupted)
 	}()
 	return ctx, cancel
+}
+
+// again waits for a signal that is not the one just received.
+func again(ch <-chan os.Signal) {
+	begin := time.Now()
+	for range ch {
+		if time.Since(begin) >= oneInterrupt {
+			return
+		}
+	}
 }
 
 // interrupted turns the end of an interruptible context into the exit code.
@@ -219,6 +231,7 @@ func color(f *os.File) bool {
 
 // daemonCommand runs one process of a node; the node starts it.
 func daemonCommand(g *global) *cobra.Command {
+	var pool fleet.Pool
 	c := &cobra.Command{
 		Use: app.DaemonCommand + " ROLE", Hidden: true, Args: args(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, a []string) error {
@@ -226,11 +239,14 @@ func daemonCommand(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.Pool = pool
 			return app.Daemon(a[0], c, os.Stderr)
 		},
 	}
 	g.archiveFlag(c.Flags())
 	g.syncFlag(c.Flags())
 	g.queueFlag(c.Flags())
+	c.Flags().Var(&pool, "pool", app.PoolUsage)
+	g.recordedFlags(c.Flags())
 	return c
 }

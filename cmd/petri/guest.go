@@ -34,12 +34,16 @@ func guestCommand(g *global) *cobra.Command {
 func guestBuildCommand(g *global) *cobra.Command {
 	var update, force bool
 	c := &cobra.Command{
-		Use:   "build ARCH…|all",
+		Use:   "build GUEST…|all",
 		Short: "Build guests' kernels and initramfs from Debian's packages",
 		Long: `Build guests' kernels and initramfs from Debian's packages and Petri's agent.
 apt downloads the packages with this machine's sources into a directory of
-Petri's own; nothing is installed. The same packages give the same bytes.`,
+Petri's own; nothing is installed. The same packages give the same bytes.
+For a CPU that Debian has no port to, the kernel and busybox are compiled, which
+takes minutes and a cross compiler. A guest with python3 is another one than the
+usual of its CPU, and gets the scripts for it; all builds the usual ones.`,
 		Example: `  petri guest build amd64
+  petri guest build amd64+python3     and one that has python3, for scripts for it
   petri guest build amd64 --update    newer packages, if apt offers any
   petri guest build all`,
 		Args: args(cobra.MinimumNArgs(1)),
@@ -74,7 +78,7 @@ Petri's own; nothing is installed. The same packages give the same bytes.`,
 func buildGuest(ctx context.Context, g *global, cfg app.Config, arch string, update, force bool) error {
 	b := cfg.Images(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
 	if force {
-		if err := b.Remove(arch); err != nil {
+		if err := b.Remove(ctx, arch); err != nil {
 			return err
 		}
 	}
@@ -85,7 +89,7 @@ func buildGuest(ctx context.Context, g *global, cfg app.Config, arch string, upd
 	if g.json {
 		return printJSON(os.Stdout, img.Manifest)
 	}
-	fmt.Printf("%s  Linux %s, kernel %s, initramfs %s\n%s\n", img.Arch, img.KernelRelease, term.Size(img.Kernel.Size), term.Size(img.Initramfs.Size), img.Dir)
+	fmt.Printf("%s  Linux %s, kernel %s, initramfs %s\n%s\n", img.Guest(), img.KernelRelease, term.Size(img.Kernel.Size), term.Size(img.Initramfs.Size), img.Dir)
 	return nil
 }
 
@@ -115,7 +119,7 @@ func guestListCommand(g *global) *cobra.Command {
 				fmt.Fprintln(os.Stderr, "no images yet: petri guest build amd64")
 			}
 			for _, i := range list {
-				fmt.Printf("%-8s Linux %-18s %-9s %s  %s\n", i.Arch, i.KernelRelease, term.Size(i.Kernel.Size+i.Initramfs.Size), i.Key()[:16], i.Dir)
+				fmt.Printf("%-13s Linux %-18s %-9s %s  %s\n", i.Guest(), i.KernelRelease, term.Size(i.Kernel.Size+i.Initramfs.Size), i.Key()[:16], i.Dir)
 			}
 			return nil
 		},

@@ -101,10 +101,11 @@ later, 130 interrupted.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usagef("%w (see: %s --help)", err, c.CommandPath())
+		return usagef("%w (see: %s --help)", app.FlagError(err), c.CommandPath())
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	g.flags(root.PersistentFlags())
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return g.mayRun(c) }
 	root.AddCommand(
 		runCommand(g), upCommand(g), submitCommand(g), watchCommand(g), gateCommand(g), reportCommand(g), eventsCommand(g),
 		exportCommand(g), importCommand(g), archiveCommand(g), verifyCommand(g), deleteCommand(g),

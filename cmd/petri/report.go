@@ -21,30 +21,13 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// read connects to the Petri that runs, or, since reading needs no more than
-// the log, to a server of our own on the same data.
-func (g *global) read(ctx context.Context) (*bus.Bus, func(), error) {
-	cfg, err := g.config()
-	if err != nil {
-		return nil, nil, err
-	}
-	b, err := cfg.Connect(ctx, "petri")
-	if err == nil {
-		return b, b.Close, nil
-	}
-	if !errors.Is(err, app.ErrNotRunning) {
-		return nil, nil, err
-	}
-	return cfg.OpenLog(ctx)
-}
-
 // resolve accepts an analysis' id, or its beginning if only one begins so.
 func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	if schemas.ValidID(s) {
 		return s, nil
 	}
 	if len(s) < 6 {
-		return "", usage(schemas.CheckID(s))
+		return "", usagef("%.40q is no analysis' id: 26 characters, as petri list prints them, or the first six or more of them", s)
 	}
 	list, err := b.List(ctx, b.Tenant(), 0)
 	if err != nil {
@@ -72,22 +55,13 @@ func resolve(ctx context.Context, b *bus.Bus, s string) (string, error) {
 	return "", usagef("%s begins %d analyses' ids: write more of it", s, len(found))
 }
 
-// reading wraps what the commands that read one analysis have in common.
-func reading(g *global, f func(ctx context.Context, b *bus.Bus, id string) error) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, a []string) error {
-		ctx, cancel := interruptible(c.Context())
-		defer cancel()
-		b, done, err := g.read(ctx)
-		if err != nil {
-			return interrupted(ctx, err)
-		}
-		defer done()
-		id, err := resolve(ctx, b, a[0])
-		if err != nil {
-			return err
-		}
-		return interrupted(ctx, f(ctx, b, id))
+// noAnalysis says of an analysis that is not there where those are that are.
+func noAnalysis(id string, err error) error {
+	var dead *bus.DeletedError
+	if errors.Is(err, bus.ErrNotFound) && !errors.As(err, &dead) {
+		return fmt.Errorf("analysis %s: %w (petri list shows those there are)", id, bus.ErrNotFound)
 	}
+	return err
 }
 
 func reportCommand(g *global) *cobra.Command {
@@ -102,7 +76,7 @@ func reportCommand(g *global) *cobra.Command {
   petri report --at start_analysis 01K9ZJ`,
 		Args: args(cobra.ExactArgs(1)),
 	}
-	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+	c.RunE = g.onAnalysis(g.read, func(ctx context.Context, b *bus.Bus, id string) error {
 		r, err := foldReport(ctx, b, id, at)
 		if err != nil {
 			return err
@@ -143,7 +117,7 @@ CloudEvents themselves, one a line.`,
 		Args: args(cobra.ExactArgs(1)),
 	}
 	var from uint64
-	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+	c.RunE = g.onAnalysis(g.read, func(ctx context.Context, b *bus.Bus, id string) error {
 		w := bufio.NewWriter(os.Stdout)
 		n := 0
 		err := b.Read(ctx, b.Tenant(), id, from, func(e bus.Entry) error {
@@ -151,7 +125,7 @@ CloudEvents themselves, one a line.`,
 			return g.printEvent(w, e.Event)
 		})
 		if err == nil && n == 0 && from == 0 {
-			err = fmt.Errorf("analysis %s: %w (petri list shows those there are)", id, bus.ErrNotFound)
+			err = noAnalysis(id, bus.ErrNotFound)
 		}
 		return errors.Join(err, w.Flush())
 	})
@@ -179,6 +153,11 @@ func eventDetail(e schemas.Event) string {
 	case "artifact":
 		var a schemas.Artifact
 		if e.Decode(&a) == nil {
+			return fmt.Sprintf("%s %s %s %s", a.Kind, term.Size(a.Size), a.SHA256.String()[:16], a.Name)
+		}
+	case "derivation":
+		var d schemas.Derivation
+		if a := &d.Artifact; e.Decode(&d) == nil {
 			return fmt.Sprintf("%s %s %s %s", a.Kind, term.Size(a.Size), a.SHA256.String()[:16], a.Name)
 		}
 	case "segment":
@@ -217,7 +196,7 @@ func artifactsCommand(g *global) *cobra.Command {
 		Example: `  petri artifacts 01K9ZJ | grep dropped`,
 		Args:    args(cobra.ExactArgs(1)),
 	}
-	c.RunE = reading(g, func(ctx context.Context, b *bus.Bus, id string) error {
+	c.RunE = g.onAnalysis(g.read, func(ctx context.Context, b *bus.Bus, id string) error {
 		r, _, err := app.Fold(ctx, b, b.Tenant(), id)
 		if err != nil {
 			return err
@@ -255,26 +234,21 @@ digest begins so.`,
 			if _, tty := terminal(os.Stdout); tty && out == "" {
 				return usagef("an artifact can hold anything, and a terminal obeys it: write it to a file (-o FILE) or a pipe")
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.read(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
-			f, err := resolveDigest(ctx, b, a[0])
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			if out == "" {
-				err = copyArtifact(ctx, b, f, os.Stdout, raw)
-			} else {
-				err = writeFile(out, func(w io.Writer) error { return copyArtifact(ctx, b, f, w, raw) })
-			}
-			if errors.Is(err, bus.ErrNotFound) {
-				return fmt.Errorf("%w (petri artifacts ID lists an analysis' artifacts)", err)
-			}
-			return interrupted(ctx, err)
+			return g.on(g.read, func(ctx context.Context, b *bus.Bus, a []string) error {
+				f, err := resolveDigest(ctx, b, a[0])
+				if err != nil {
+					return err
+				}
+				if out == "" {
+					err = copyArtifact(ctx, b, f, os.Stdout, raw)
+				} else {
+					err = writeFile(out, func(w io.Writer) error { return copyArtifact(ctx, b, f, w, raw) })
+				}
+				if errors.Is(err, bus.ErrNotFound) {
+					return fmt.Errorf("%w (petri artifacts ID lists an analysis' artifacts)", err)
+				}
+				return err
+			})(c, a)
 		},
 	}
 	c.Flags().StringVarP(&out, "output", "o", "", "file to write to")
@@ -347,15 +321,21 @@ func writeOut(ctx context.Context, b *bus.Bus, r *schemas.Report, dir string) er
 	if err := os.MkdirAll(files, 0o755); err != nil {
 		return err
 	}
-	done := map[schemas.Digest]bool{}
+	done, absent := map[schemas.Digest]bool{}, 0
 	for _, a := range r.Artifacts {
 		if done[a.SHA256] || a.Kind == schemas.KindTemplate {
 			continue
 		}
 		done[a.SHA256] = true
-		if err := writeArtifact(ctx, b, r.Analysis.ID, a, files); err != nil {
+		switch err := writeArtifact(ctx, b, r.Analysis.ID, a, files); {
+		case errors.Is(err, bus.ErrNotFound): // it was exported without, or is lost
+			absent++
+		case err != nil:
 			return fmt.Errorf("artifact %s: %w", a.SHA256, err)
 		}
+	}
+	if absent > 0 {
+		fmt.Fprintf(os.Stderr, "petri: %s of the analysis not in the store, and not in %s (whether it should be: petri audit)\n", map[bool]string{true: "1 artifact is", false: fmt.Sprintf("%d artifacts are", absent)}[absent == 1], files)
 	}
 	return nil
 }

@@ -71,6 +71,9 @@ func (s *submission) flags(c *cobra.Command) {
 	f.StringArrayVar(&s.limits, "limit", nil, "NAME=SIZE, how much is kept of "+strings.Join(limitNames(), ", ")+"; may be repeated")
 }
 
+// maxRetries is more than a sandbox that goes on failing deserves.
+const maxRetries = 10
+
 func (s *submission) request(path string, args []string) (app.Request, error) {
 	r := app.Request{Path: path, Protocol: s.protocol, Hooks: s.hooks, Stdin: s.stdin}
 	r.Options = schemas.Options{
@@ -79,6 +82,9 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 	}
 	if s.runtime <= 0 {
 		return r, usagef("--runtime %s is not between %s and %s", s.runtime, app.MinRuntime, app.MaxRuntime)
+	}
+	if s.retries < 0 || s.retries > maxRetries {
+		return r, usagef("--retries %d is not between 0 and %d", s.retries, maxRetries)
 	}
 	switch s.priority {
 	case "low", "normal", "high":
@@ -315,7 +321,8 @@ func runOne(ctx context.Context, g *global, s *submission, req app.Request, o ru
 	defer node.Close()
 	defer b.Close()
 	if prep.Submission.Sample.Type.Unsupported == "" {
-		if err := cfg.CheckGuest(ctx, prep.Submission.Profile); err != nil {
+		note := func(format string, args ...any) { pr.note(fmt.Sprintf(format, args...)) }
+		if err := cfg.CheckGuest(ctx, prep.Submission.Profile, note); err != nil {
 			return interrupted(ctx, err)
 		}
 	}
@@ -389,6 +396,7 @@ func follow(ctx context.Context, b *bus.Bus, tenant, id string, pr *progress) (s
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go watchBus(ctx, b, cancel)
+	defer telling(ctx, b, func(text string) { pr.line("server", text) })()
 	var ending schemas.Event
 	err := b.Follow(ctx, tenant, id, 0, nil, func(e bus.Entry) error {
 		pr.event(e.Event)

@@ -33,7 +33,7 @@ type runFlags struct {
 
 func (f *runFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVar(&f.analyzers, "analyzer", nil, "analyzer to run; may be repeated")
-	c.Flags().StringArrayVar(&f.kinds, "kind", nil, "only artifacts of this kind; may be repeated")
+	c.Flags().StringArrayVar(&f.kinds, "kind", nil, "only artifacts of this kind, and what is derived of them; may be repeated")
 	c.Flags().BoolVar(&f.force, "force", false, "do the work again even where an earlier receipt answers it")
 	c.Flags().BoolVar(&f.detach, "detach", false, "print the run's id and do not wait for its end")
 	c.Flags().BoolVar(&f.cancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the run; else it goes on")
@@ -138,14 +138,17 @@ func huntCommand(g *global) *cobra.Command {
 		Use:   "hunt --analyzer NAME",
 		Short: "Run an analyzer over the artifacts of all past analyses",
 		Long: `Run an analyzer over the artifacts of all past analyses, whether it knew of them
-or not. The list of tasks is made once, when the hunt begins. Nobody who follows
-analyses notices; the answers are compared with what counted so far, and petri
-adopt RUN makes them count. Tasks of analyses that go on are served first.
+or not. The list of tasks is made once, when the hunt begins, and grows by what is
+derived in it: with several analyzers each is given what another one unpacks.
+Nobody who follows analyses notices; the answers are compared with what counted
+so far, and petri adopt RUN makes them count. Tasks of analyses that go on are
+served first.
 
 A Ctrl-C leaves the hunt going; petri runs watch RUN follows it again, and petri
 runs pause, resume and cancel steer it from any terminal.`,
 		Example: `  petri hunt --analyzer static
   petri hunt --analyzer static --since 30d --kind sample --rate 10/s
+  petri hunt --analyzer archive --analyzer static
   petri hunt --analyzer static --detach`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -276,6 +279,16 @@ func chooseAnalyzers(ctx context.Context, b *bus.Bus, r *schemas.RunState) error
 	if len(r.Analyzers) == 0 {
 		return fmt.Errorf("no analyzer is running (petri up starts those that Petri brings)")
 	}
+	var taken []schemas.Kind
+	for _, name := range r.Analyzers {
+		taken = append(taken, regs[name].Kinds...)
+	}
+	slices.Sort(taken)
+	for _, k := range r.Kinds {
+		if !slices.Contains(taken, k) {
+			return usagef("no analyzer that runs takes artifacts of kind %s, but: %s", k, joinKinds(slices.Compact(taken)))
+		}
+	}
 	return nil
 }
 
@@ -302,7 +315,7 @@ func runText(r *schemas.RunState, rate float64) string {
 	for _, c := range []struct {
 		n    int
 		what string
-	}{{r.Reused, "reused"}, {r.Failed, "failed"}, {r.Skipped, "skipped"}, {r.Gone, "gone"}} {
+	}{{r.Derived, "over what was derived in it"}, {r.Reused, "reused"}, {r.Failed, "failed"}, {r.Skipped, "skipped"}, {r.Gone, "gone"}} {
 		if c.n > 0 {
 			s += fmt.Sprintf(", %d %s", c.n, c.what)
 		}
@@ -346,6 +359,12 @@ func (g *global) printRun(ctx context.Context, b *bus.Bus, r *schemas.RunState) 
 		}
 	}
 	switch {
+	case r.State == schemas.RunDone && r.Total == 0:
+		fmt.Fprintln(os.Stderr, "petri: nothing was to be done: no artifact is of those analyses, analyzers and kinds (petri list, petri artifacts ID)")
+	case r.Failed > 0:
+		fmt.Fprintf(os.Stderr, "petri: %s failed (the last reason of each analyzer: petri analyzers)\n", amount(r.Failed, "task"))
+	}
+	switch {
 	case r.State == schemas.RunFailed:
 		return exitError{code: codeError}
 	case r.State == schemas.RunCancelled || r.Failed > 0:
@@ -363,6 +382,8 @@ it has ended, whoever looks, and over restarts of Petri.`,
 		Example: `  petri runs list
   petri runs watch r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA
   petri runs pause r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(
 		runsListCommand(g), runsShowCommand(g), runsWatchCommand(g),
@@ -411,17 +432,10 @@ func runsListCommand(g *global) *cobra.Command {
 		Short:   "List the runs, the newest first",
 		Example: `  petri runs list --json | jq -r '.[].run'`,
 		Args:    args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.read(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
+		RunE: g.on(g.read, func(ctx context.Context, b *bus.Bus, _ []string) error {
 			list, err := b.Runs(ctx, b.Tenant())
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				return printJSON(os.Stdout, list)
@@ -435,7 +449,7 @@ func runsListCommand(g *global) *cobra.Command {
 				fmt.Fprintln(os.Stderr, "no runs yet: petri replay ID, petri hunt --analyzer NAME")
 			}
 			return nil
-		},
+		}),
 	}
 }
 
@@ -457,18 +471,7 @@ func runsShowCommand(g *global) *cobra.Command {
 		Short:   "Show how far a run is",
 		Example: `  petri runs show r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA`,
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.read(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
-			run, err := resolveRun(ctx, b, a[0])
-			if err != nil {
-				return err
-			}
+		RunE: g.onRun(g.read, func(ctx context.Context, b *bus.Bus, run string) error {
 			r, err := b.Run(ctx, run)
 			if err != nil {
 				return noRun(run, err)
@@ -478,7 +481,7 @@ func runsShowCommand(g *global) *cobra.Command {
 			}
 			_, err = fmt.Println(runLine(&r))
 			return err
-		},
+		}),
 	}
 }
 
@@ -488,27 +491,16 @@ func runsWatchCommand(g *global) *cobra.Command {
 		Short:   "Follow a run until it ends",
 		Example: `  petri runs watch r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA`,
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer b.Close()
-			run, err := resolveRun(ctx, b, a[0])
-			if err != nil {
-				return err
-			}
+		RunE: g.onRun(g.follow, func(ctx context.Context, b *bus.Bus, run string) error {
 			pr := newProgress(os.Stderr)
 			defer pr.done()
 			r, err := followRun(ctx, b, run, pr)
 			if err != nil {
-				return interrupted(ctx, noRun(run, err))
+				return noRun(run, err)
 			}
 			pr.done()
 			return g.printRun(ctx, b, &r)
-		},
+		}),
 	}
 }
 
@@ -518,30 +510,19 @@ func orderCommand(g *global, order, short, done string) *cobra.Command {
 		Short:   short,
 		Example: "  petri runs " + order + " r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA",
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer b.Close()
-			run, err := resolveRun(ctx, b, a[0])
-			if err != nil {
-				return err
-			}
+		RunE: g.onRun(g.connect, func(ctx context.Context, b *bus.Bus, run string) error {
 			if err := b.OrderRun(ctx, run, order); err != nil {
-				return interrupted(ctx, noRun(run, err))
+				return noRun(run, err)
 			}
 			r, err := b.Run(ctx, run)
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				return printJSON(os.Stdout, runResult{Run: r})
 			}
 			_, err = fmt.Printf("%s  %s: %s\n", run, done, term.Clip(runText(&r, 0), 200))
 			return err
-		},
+		}),
 	}
 }

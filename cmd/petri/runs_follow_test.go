@@ -36,6 +36,8 @@ func (f *flaky) Away() time.Duration {
 	return time.Since(time.Unix(0, lost))
 }
 
+func (f *flaky) Silent() time.Duration { return f.Away() }
+
 // followFlaky runs followRun and returns what it has told, and how long it took.
 func followFlaky(t *testing.T, f *flaky) (told string, took time.Duration, last schemas.RunState, err error) {
 	t.Helper()

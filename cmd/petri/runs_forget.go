@@ -3,11 +3,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/petri-sandbox/petri/bus"
 )
 
 func runsForgetCommand(g *global) *cobra.Command {
@@ -26,36 +29,31 @@ refused: a report rests on it.`,
 			if _, tty := terminal(os.Stdin); !tty && !yes {
 				return usagef("nobody can be asked whether to forget: say --yes")
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.store(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer done()
-			forgotten := []string{}
-			var errs []error
-			for _, s := range a {
-				run, err := resolveRun(ctx, b, s)
-				if err != nil {
-					return err
+			return g.on(g.store, func(ctx context.Context, b *bus.Bus, a []string) error {
+				forgotten := []string{}
+				var errs []error
+				for _, s := range a {
+					run, err := resolveRun(ctx, b, s)
+					if err != nil {
+						return err
+					}
+					if !yes && !confirm(fmt.Sprintf("forget run %s for good? [y/N] ", run)) {
+						continue
+					}
+					if err := b.ForgetRun(ctx, run); err != nil {
+						errs = append(errs, noRun(run, err))
+						continue
+					}
+					forgotten = append(forgotten, run)
+					if !g.json {
+						fmt.Printf("%s  forgotten\n", run)
+					}
 				}
-				if !yes && !confirm(fmt.Sprintf("forget run %s for good? [y/N] ", run)) {
-					continue
+				if g.json {
+					errs = append(errs, printJSON(os.Stdout, map[string][]string{"forgotten": forgotten}))
 				}
-				if err := b.ForgetRun(ctx, run); err != nil {
-					errs = append(errs, noRun(run, err))
-					continue
-				}
-				forgotten = append(forgotten, run)
-				if !g.json {
-					fmt.Printf("%s  forgotten\n", run)
-				}
-			}
-			if g.json {
-				errs = append(errs, printJSON(os.Stdout, map[string][]string{"forgotten": forgotten}))
-			}
-			return interrupted(ctx, errors.Join(errs...))
+				return errors.Join(errs...)
+			})(c, a)
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")

@@ -5,8 +5,10 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/all"
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/schemas"
 )
 
 func TestMain(m *testing.M) {
@@ -34,9 +37,24 @@ func TestScript(t *testing.T) {
 			e.Setenv("XDG_DATA_HOME", e.WorkDir+"/data")
 			e.Setenv("XDG_CACHE_HOME", e.WorkDir+"/cache")
 			e.Setenv("PETRI_NATS", "")
+			// What guests have done.
+			traces, err := filepath.Abs("../../schemas/behavior/testdata")
+			if err != nil {
+				return err
+			}
+			e.Setenv("TRACES", traces)
 			// --data and --cache for those who are root.
 			e.Setenv("D", e.WorkDir+"/petri")
-			err := writeRecorded("completed", e.WorkDir+"/recorded.petri")
+			// For servers, until they are started.
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			e.Setenv("PORT", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+			if err := l.Close(); err != nil {
+				return err
+			}
+			err = writeRecorded("completed", e.WorkDir+"/recorded.petri")
 			if err != nil {
 				return err
 			}
@@ -47,7 +65,7 @@ func TestScript(t *testing.T) {
 			b[len(b)/2] ^= 1
 			return os.WriteFile(e.WorkDir+"/damaged.petri", b, 0o600)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "publish": publish},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "publish": publish, "sandbox": sandbox},
 		Condition: func(cond string) (bool, error) {
 			if cond != "root" {
 				return false, errors.New("the only condition is root")
@@ -94,4 +112,38 @@ func publish(ts *testscript.TestScript, neg bool, args []string) {
 	defer b.Close()
 	_, err = b.JetStream().Publish(ctx, args[0], []byte(args[1]))
 	ts.Check(err)
+}
+
+// sandbox is the script command "sandbox CREDS": it takes the job that waits, and
+// writes what a sandbox without a guest does.
+func sandbox(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: sandbox CREDS")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	b, err := bus.Connect(ctx, bus.Address{URL: ts.Getenv("PETRI_NATS"), CA: ts.Getenv("PETRI_CA"), Creds: ts.MkAbs(args[0])}, "script")
+	ts.Check(err)
+	defer b.Close()
+	queue, err := b.Queue(ctx, []string{"amd64"})
+	ts.Check(err)
+	job, err := queue.Claim(ctx)
+	ts.Check(err)
+	sub := job.Submission
+	w, err := b.BeginContext(ctx, sub.Tenant, sub.ID)
+	ts.Check(err)
+	write := func(data schemas.Typed) {
+		e, err := schemas.NewEvent(sub.Tenant, sub.ID, w.NextID(), time.Now(), schemas.OriginHost, data)
+		ts.Check(err)
+		ts.Check(w.Write(ctx, e))
+	}
+	write(schemas.AnalysisSubmitted{Submission: sub, Attempt: 1})
+	ts.Check(b.Artifacts().Keep(ctx, sub.Sample.SHA256))
+	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: sub.Sample.SHA256, Size: sub.Sample.Size}
+	e, err := schemas.NewEvent(sub.Tenant, sub.ID, a.ID(sub.ID), time.Now(), schemas.OriginHost, a)
+	ts.Check(err)
+	ts.Check(b.PublishArtifact(ctx, e, &a))
+	write(schemas.StartAnalysis{})
+	ts.Check(job.Done(ctx))
+	write(schemas.AnalysisCompleted{})
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -13,15 +14,19 @@ import (
 	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/reporters/term"
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
 )
 
 func upCommand(g *global) *cobra.Command {
+	pool := fleet.DefaultPool() // petri run, which ends with its sample, has none
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Run Petri until it is interrupted: the bus, a sandbox, the analyzers and the reporter",
 		Example: `  petri up
   petri up --parallel 4 --listen 127.0.0.1:4222
   petri up --archive-after 7d
+  petri up --pool amd64=2,mipsel=1
+  petri up --recorded analysis.petri --speed 10
   petri up --sync 1s`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -29,6 +34,7 @@ func upCommand(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			cfg.Pool = pool
 			ctx, cancel := interruptible(c.Context())
 			defer cancel()
 			log := app.Logger(os.Stderr, cfg.Verbose)
@@ -51,6 +57,8 @@ func upCommand(g *global) *cobra.Command {
 	g.archiveFlag(c.Flags())
 	g.syncFlag(c.Flags())
 	g.queueFlag(c.Flags())
+	c.Flags().Var(&pool, "pool", app.PoolUsage)
+	g.recordedFlags(c.Flags())
 	return c
 }
 
@@ -100,11 +108,11 @@ retry_after_seconds with --json.`,
 			for _, p := range list {
 				defer p.Close()
 			}
-			b, err := g.connect(ctx)
+			b, done, err := g.connect(ctx)
 			if err != nil {
 				return interrupted(ctx, err)
 			}
-			defer b.Close()
+			defer done()
 			for _, p := range list {
 				if err := p.Submit(ctx, b); err != nil {
 					return interrupted(ctx, busy(g, badInput(err)))
@@ -130,20 +138,9 @@ func cancelCommand(g *global) *cobra.Command {
 		Short:   "End an analysis that runs or waits",
 		Example: `  petri cancel 01K9ZJ`,
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, a []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer b.Close()
-			id, err := resolve(ctx, b, a[0])
-			if err != nil {
-				return err
-			}
-			return interrupted(ctx, b.Cancel(ctx, b.Tenant(), id, "petri cancel"))
-		},
+		RunE: g.onAnalysis(g.connect, func(ctx context.Context, b *bus.Bus, id string) error {
+			return noAnalysis(id, b.Cancel(ctx, b.Tenant(), id, "petri cancel"))
+		}),
 	}
 }
 
@@ -155,17 +152,13 @@ func listCommand(g *global) *cobra.Command {
 		Example: `  petri list --limit 5
   petri list --json | jq -r '.[].analysis'`,
 		Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, done, err := g.read(ctx)
-			if err != nil {
-				return err
+		RunE: g.on(g.read, func(ctx context.Context, b *bus.Bus, _ []string) error {
+			if limit < 0 {
+				return usagef("--limit %d: 0 is for all", limit)
 			}
-			defer done()
 			list, err := b.List(ctx, b.Tenant(), limit)
 			if err != nil {
-				return interrupted(ctx, err)
+				return err
 			}
 			if g.json {
 				return printJSON(os.Stdout, list)
@@ -186,7 +179,7 @@ func listCommand(g *global) *cobra.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 	c.Flags().IntVar(&limit, "limit", 50, "at most so many; 0 for all")
 	return c

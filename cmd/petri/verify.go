@@ -177,7 +177,7 @@ func verifyAnalysis(ctx context.Context, b *bus.Bus, id, key string) (*verified,
 		return nil, err
 	}
 	for _, o := range log.Objects() {
-		err := b.VerifyObject(ctx, o)
+		err := b.VerifyObject(ctx, id, o)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -34,26 +35,45 @@ standard error.`,
 			if all == (len(a) == 1) {
 				return usagef("watch needs the id of an analysis, or --all (petri list shows the analyses)")
 			}
-			ctx, cancel := interruptible(c.Context())
-			defer cancel()
-			b, err := g.connect(ctx)
-			if err != nil {
-				return interrupted(ctx, err)
-			}
-			defer b.Close()
-			feed := g.feed(os.Stdout, os.Stderr, all)
-			if all {
-				return interrupted(ctx, b.Live(ctx, b.Tenant(), feed))
-			}
-			id, err := resolve(ctx, b, a[0])
-			if err != nil {
-				return err
-			}
-			return interrupted(ctx, b.Watch(ctx, b.Tenant(), id, feed))
+			return g.on(g.connect, func(ctx context.Context, b *bus.Bus, a []string) error {
+				feed := g.feed(os.Stdout, os.Stderr, all)
+				if all {
+					return b.Live(ctx, b.Tenant(), feed)
+				}
+				id, err := resolve(ctx, b, a[0])
+				if err != nil {
+					return err
+				}
+				if err := standing(ctx, b, id); err != nil {
+					return err
+				}
+				return b.Watch(ctx, b.Tenant(), id, feed)
+			})(c, a)
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "everything that happens, from now on")
 	return c
+}
+
+// standing reports an error if there is no such analysis, in the log or in the
+// queue, for which one would wait for ever.
+func standing(ctx context.Context, b *bus.Bus, id string) error {
+	there := func() (bool, error) {
+		is := false
+		err := b.Read(ctx, b.Tenant(), id, 0, func(bus.Entry) error {
+			is = true
+			return bus.ErrStop
+		})
+		return is, err
+	}
+	is, err := there()
+	if err == nil && !is && !queued(ctx, b, id) {
+		is, err = there() // it has left the queue for the log meanwhile
+		if err == nil && !is {
+			err = noAnalysis(id, bus.ErrNotFound)
+		}
+	}
+	return err
 }
 
 // feed prints what happens, and what was missed of it. Gaps are no events: where

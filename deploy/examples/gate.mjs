@@ -2,23 +2,26 @@
 //
 // A gate: Petri asks it at an event of a protocol whether the analysis goes on.
 //
-//   NATS_URL=nats://127.0.0.1:4222 NATS_USER=… NATS_PASSWORD=… \
+//   NATS_URL=nats://127.0.0.1:4222 NATS_CREDS=… \
 //     node gate.mjs TENANT NAME REGEXP
 //
 // It stops whatever has a command line that matches the regular expression. The
 // question is a CloudEvent; the answer is {"decision": "go" or "stop", "reason":
 // at most 512 bytes}. Several services of one gate share its questions.
 
-import { connect } from "@nats-io/transport-node";
+import { readFileSync } from "node:fs";
+import { connect, credsAuthenticator } from "@nats-io/transport-node";
 
 const [tenant, name, pattern] = process.argv.slice(2);
-const { NATS_URL, NATS_USER, NATS_PASSWORD } = process.env;
-if (!pattern || !NATS_URL) {
-  console.error("usage: NATS_URL=… NATS_USER=… NATS_PASSWORD=… node gate.mjs TENANT NAME REGEXP");
+const { NATS_URL, NATS_CREDS } = process.env;
+if (!pattern || !NATS_URL || !NATS_CREDS) {
+  console.error("usage: NATS_URL=… NATS_CREDS=… node gate.mjs TENANT NAME REGEXP");
   process.exit(2);
 }
 const forbidden = new RegExp(pattern);
-const nc = await connect({ servers: NATS_URL, user: NATS_USER, pass: NATS_PASSWORD, name: `gate ${name}`, maxReconnectAttempts: -1 });
+// A gate that is not there stops analyses: it waits for its server, the first time
+// too.
+const nc = await connect({ servers: NATS_URL, authenticator: credsAuthenticator(readFileSync(NATS_CREDS)), name: `gate ${name}`, maxReconnectAttempts: -1, waitOnFirstConnect: true });
 const questions = nc.subscribe(`gate.${tenant}.${name}`, { queue: "gate" });
 await nc.flush();
 console.log("ready");

@@ -3,24 +3,25 @@
 // Follows everything of a tenant as it happens and prints a line for each event,
 // without a gap in what the log has.
 //
-//   NATS_URL=nats://127.0.0.1:4222 NATS_USER=… NATS_PASSWORD=… node live.mjs TENANT
+//   NATS_URL=nats://127.0.0.1:4222 NATS_CREDS=… node live.mjs TENANT
 //
 // The live subjects are core NATS: whoever is slow, or has lost the connection,
 // misses messages. What the log has stored carries its sequence in the header
 // Nats-Sequence. If one is skipped the log says whether it was the tenant's.
 // Behaviour is not stored: its numbers show what was missed.
 
+import { readFileSync } from "node:fs";
 import { jetstreamManager } from "@nats-io/jetstream";
-import { connect } from "@nats-io/transport-node";
+import { connect, credsAuthenticator } from "@nats-io/transport-node";
 
 const [tenant] = process.argv.slice(2);
-const { NATS_URL, NATS_USER, NATS_PASSWORD } = process.env;
-if (!tenant || !NATS_URL) {
-  console.error("usage: NATS_URL=… NATS_USER=… NATS_PASSWORD=… node live.mjs TENANT");
+const { NATS_URL, NATS_CREDS } = process.env;
+if (!tenant || !NATS_URL || !NATS_CREDS) {
+  console.error("usage: NATS_URL=… NATS_CREDS=… node live.mjs TENANT");
   process.exit(2);
 }
-const nc = await connect({ servers: NATS_URL, user: NATS_USER, pass: NATS_PASSWORD, name: "live", maxReconnectAttempts: -1 });
-const log = (await jetstreamManager(nc)).streams;
+const nc = await connect({ servers: NATS_URL, authenticator: credsAuthenticator(readFileSync(NATS_CREDS)), name: "live", maxReconnectAttempts: -1, waitOnFirstConnect: true });
+const log = (await jetstreamManager(nc, { timeout: 20_000 })).streams;
 const subject = `petri.${tenant}.>`;
 const behavior = new Map(); // number of the last behaviour event, by analysis
 let last = 0; // sequence up to which everything has been printed

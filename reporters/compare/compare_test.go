@@ -20,6 +20,7 @@ const (
 	analysis = "01M7WWPJGHX01836292GCV681K"
 	runA     = "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA"
 	runB     = "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBB"
+	runC     = "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBC"
 )
 
 var (
@@ -49,6 +50,12 @@ func (l *log) answer(run string, d schemas.Digest, status string, result *schema
 		l.event(schemas.FindingCommitted{Task: t, Version: "1.0.0", N: n, Finding: f})
 	}
 	l.event(schemas.Receipt{Task: t, Version: "1.0.0", Status: status, Findings: len(findings), Result: result})
+}
+
+func (l *log) derive(run string, from, d schemas.Digest) {
+	l.t.Helper()
+	t := schemas.TaskRef{Tenant: "default", Analysis: analysis, Run: run, Analyzer: "static", SHA256: &from, Kind: schemas.KindSample}
+	l.event(schemas.Derivation{Task: t, Artifact: schemas.Artifact{Kind: schemas.KindExtracted, SHA256: d, Size: 5}})
 }
 
 func (l *log) between(before, after string) *compare.Difference {
@@ -120,6 +127,71 @@ func TestCounting(t *testing.T) {
 	}
 	if d := l.between(runB, runB); !d.Whole() || d.Same != 1 {
 		t.Errorf("a run differs from itself: %+v", d)
+	}
+}
+
+// TestDerived compares runs of which the first has unpacked something and the
+// second, which did the same work, has not: what was found inside is gone. Unless
+// the second could not do it, or the analysis has announced the bytes itself.
+func TestDerived(t *testing.T) {
+	inner, innermost := schemas.Sum([]byte("inner")), schemas.Sum([]byte("innermost"))
+	begin := func() *log {
+		l := &log{t: t}
+		l.answer(schemas.LiveRun, one, schemas.TaskDone, nil, finding("outside", "", ""))
+		l.derive(runA, one, inner)
+		l.derive(runA, inner, innermost)
+		l.answer(runA, one, schemas.TaskDone, nil, finding("outside", "", ""))
+		l.answer(runA, inner, schemas.TaskDone, result("x"), finding("inside", "", ""))
+		l.answer(runA, innermost, schemas.TaskDone, nil, finding("far inside", "", ""))
+		return l
+	}
+	const notDerived = "static: done before, about what is not derived now: 2 tasks"
+	for _, tt := range []struct {
+		name     string
+		add      func(l *log)
+		before   string
+		gone     string
+		results  int
+		coverage []string
+	}{
+		{"two runs", func(*log) {}, runA, "inside far inside", 1, []string{notDerived}},
+		{"what counts", func(l *log) { l.event(schemas.RunAdopted{Run: runA}) }, compare.Counting, "inside far inside", 1, []string{notDerived}},
+		{"what does not count", func(*log) {}, compare.Counting, "", 0, []string{}},
+		{"live", func(l *log) { l.event(schemas.RunAdopted{Run: runA}) }, schemas.LiveRun, "", 0, []string{}},
+		{"announced", func(l *log) {
+			l.event(schemas.RunAdopted{Run: runA})
+			l.event(schemas.Artifact{Kind: schemas.KindDropped, SHA256: inner, Size: 5})
+		}, compare.Counting, "", 0, []string{}},
+		{"derived again", func(l *log) {
+			l.derive(runB, one, inner)
+			l.answer(runB, inner, schemas.TaskDone, result("x"), finding("inside", "", ""))
+		}, runA, "far inside", 0, []string{"static: done before, about what is not derived now: 1 tasks"}},
+		{"superseded before", func(l *log) { // by a third run, which has found nothing inside
+			l.event(schemas.RunAdopted{Run: runA})
+			l.answer(runC, one, schemas.TaskDone, nil, finding("outside", "", ""))
+			l.event(schemas.RunAdopted{Run: runC})
+		}, compare.Counting, "", 0, []string{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := begin()
+			l.answer(runB, one, schemas.TaskDone, nil, finding("outside", "", ""))
+			tt.add(l)
+			d := l.between(tt.before, runB)
+			if titles(d.GoneFindings) != tt.gone || d.New != 0 || len(d.Results) != tt.results {
+				t.Errorf("gone %q, new %q, %d results", titles(d.GoneFindings), titles(d.NewFindings), len(d.Results))
+			}
+			if diff := cmp.Diff(tt.coverage, d.Coverage); diff != "" {
+				t.Errorf("coverage (-want +got):\n%s", diff)
+			}
+			if d := l.between(runA, schemas.LiveRun); titles(d.GoneFindings) != "inside far inside" && tt.name != "announced" {
+				t.Errorf("gone with what was answered live: %q", titles(d.GoneFindings))
+			}
+		})
+	}
+	l := begin()
+	l.answer(runB, one, schemas.TaskFailed, nil)
+	if d := l.between(runA, runB); d.Gone != 0 || d.New != 0 {
+		t.Errorf("a run that failed has %d gone, %d new", d.Gone, d.New)
 	}
 }
 

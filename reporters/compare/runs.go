@@ -24,8 +24,17 @@ type Answers struct {
 
 // said is what has been said about one analysis.
 type said struct {
-	tasks   map[string]map[string]*answer // by run and task
-	adopted []string
+	tasks     map[string]map[string]*answer // by run and task
+	adopted   []string
+	announced map[schemas.Digest]bool
+	derived   map[string]map[derived]bool // by run
+}
+
+// derived is that a task of a run has derived bytes.
+type derived struct {
+	task   string
+	parent schemas.Digest // zero: of the analysis as a whole
+	digest schemas.Digest
 }
 
 // answer is that of one task.
@@ -40,12 +49,14 @@ type answer struct {
 func NewAnswers() *Answers { return &Answers{analyses: map[string]*said{}} }
 
 // Add takes an event: findings, receipts and adoptions, in the order of the
-// log. Whatever else it is, or that cannot be read, is left out, and so is what
-// comes again.
+// log, and what was announced and derived. Whatever else it is, or that cannot be
+// read, is left out. An event may come twice, and so may all those of an analysis.
 func (a *Answers) Add(e schemas.Event) {
 	var f schemas.FindingCommitted
 	var r schemas.Receipt
 	var ad schemas.RunAdopted
+	var ar schemas.Artifact
+	var de schemas.Derivation
 	switch {
 	case e.Decode(&f) == nil:
 		t := a.answer(e.Analysis, f.Task)
@@ -60,13 +71,27 @@ func (a *Answers) Add(e schemas.Event) {
 	case e.Decode(&ad) == nil:
 		s := a.said(e.Analysis)
 		s.adopted = append(s.adopted, ad.Run)
+	case e.Decode(&ar) == nil:
+		a.said(e.Analysis).announced[ar.SHA256] = true
+	case e.Decode(&de) == nil:
+		s, run := a.said(e.Analysis), de.Task.Run
+		if s.derived[run] == nil {
+			s.derived[run] = map[derived]bool{}
+		}
+		d := derived{task: taskKey(de.Task), digest: de.Artifact.SHA256}
+		if de.Task.SHA256 != nil {
+			d.parent = *de.Task.SHA256
+		}
+		s.derived[run][d] = true
 	}
 }
+
+func taskKey(t schemas.TaskRef) string { return t.Analyzer + "/" + t.Token() }
 
 func (a *Answers) said(analysis string) *said {
 	s := a.analyses[analysis]
 	if s == nil {
-		s = &said{tasks: map[string]map[string]*answer{}}
+		s = &said{tasks: map[string]map[string]*answer{}, announced: map[schemas.Digest]bool{}, derived: map[string]map[derived]bool{}}
 		a.analyses[analysis] = s
 	}
 	return s
@@ -79,7 +104,7 @@ func (a *Answers) answer(analysis string, t schemas.TaskRef) *answer {
 		tasks = map[string]*answer{}
 		s.tasks[t.Run] = tasks
 	}
-	k := t.Analyzer + "/" + t.Token()
+	k := taskKey(t)
 	out := tasks[k]
 	if out == nil {
 		out = &answer{task: t, numbers: map[int]bool{}}
@@ -93,21 +118,58 @@ func (s *said) side(name, without string) map[string]*answer {
 	if name != Counting {
 		return s.tasks[name]
 	}
-	out := map[string]*answer{}
-	lay := func(run string) {
-		for k, t := range s.tasks[run] {
-			if have := out[k]; t.receipt != nil && (t.done() || have == nil || !have.done()) || run == schemas.LiveRun {
-				out[k] = t
-			}
+	out := maps.Clone(s.tasks[schemas.LiveRun])
+	for _, run := range s.adopted {
+		switch run {
+		case schemas.LiveRun: // what was not answered then is not answered
+			out = maps.Clone(s.tasks[run])
+		case without:
+		default:
+			out = over(out, s.tasks[run])
 		}
 	}
-	lay(schemas.LiveRun)
-	for _, run := range s.adopted {
-		if run != without {
-			lay(run)
+	return s.there(out)
+}
+
+// over are answers, and over them those that take their place: what a run failed at
+// stays as it was.
+func over(answers, newer map[string]*answer) map[string]*answer {
+	out := maps.Clone(answers)
+	if out == nil {
+		out = map[string]*answer{}
+	}
+	for k, t := range newer {
+		if have := out[k]; t.receipt != nil && (t.done() || have == nil || !have.done()) {
+			out[k] = t
 		}
 	}
 	return out
+}
+
+// there takes those answers out that are about bytes which none of the answers has
+// derived, or not any more, and which were not announced. It is the report's rule.
+func (s *said) there(answers map[string]*answer) map[string]*answer {
+	absent := map[schemas.Digest]bool{}
+	var of []derived // whose task's answer counts
+	for run, list := range s.derived {
+		for d := range list {
+			absent[d.digest] = !s.announced[d.digest]
+			if t := answers[d.task]; t != nil && t.task.Run == run {
+				of = append(of, d)
+			}
+		}
+	}
+	// Each pass finds what was derived of what the one before it has found.
+	for more := true; more; {
+		more = false
+		for _, d := range of {
+			if absent[d.digest] && !absent[d.parent] {
+				absent[d.digest], more = false, true
+			}
+		}
+	}
+	maps.DeleteFunc(answers, func(_ string, t *answer) bool { return t.task.SHA256 != nil && absent[*t.task.SHA256] })
+	return answers
 }
 
 func (t *answer) status() string {
@@ -121,7 +183,9 @@ func (t *answer) done() bool { return t.status() == schemas.TaskDone }
 
 // Between compares two runs, or what counted with a run. Only tasks of the
 // second side are looked at where the first is [Counting] or live, since a run
-// says nothing about the rest.
+// says nothing about the rest; but for those about bytes that the first side has
+// derived, and the second, which has done the same work again, has not: what was
+// found in them is gone.
 func (a *Answers) Between(before, after string) *Difference {
 	d := newDifference(before, after)
 	wide := before != Counting && before != schemas.LiveRun
@@ -134,10 +198,26 @@ func (a *Answers) Between(before, after string) *Difference {
 		if wide {
 			keys = append(keys, slices.Collect(maps.Keys(b))...)
 		}
+		still := s.there(over(b, n))
+		for k := range b {
+			if still[k] == nil && n[k] == nil {
+				keys = append(keys, k)
+			}
+		}
 		slices.Sort(keys)
 		for _, k := range slices.Compact(keys) {
 			x, y := b[k], n[k]
 			t := cmp.Or(y, x)
+			if y == nil && still[k] == nil {
+				old = append(old, x.findings...)
+				if x.done() && x.receipt.Result != nil {
+					d.Results = add(d, "results", d.Results, ResultChange{
+						Analysis: id, Analyzer: t.task.Analyzer, Kind: t.task.Kind, SHA256: t.task.SHA256, Before: x.receipt.Result,
+					})
+				}
+				status[fmt.Sprintf("%s: %s before, about what is not derived now", t.task.Analyzer, x.status())]++
+				continue
+			}
 			// Who gave no answer, or could not, has not said that it is not so.
 			if x.status() != y.status() {
 				status[fmt.Sprintf("%s: %s before, %s now", t.task.Analyzer, x.status(), y.status())]++

@@ -5,6 +5,7 @@ package fold
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/petri-sandbox/petri/schemas"
@@ -34,7 +35,9 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 	case schemas.EventPrePoweron:
 		return read(e, func(d schemas.PrePoweron) string {
 			f.r.Machine.Spec = &d.Machine
-			return fmt.Sprintf("%s, %s, %s", d.Machine.Arch, d.Machine.Start, d.Machine.Accel)
+			// One that replays has less to say.
+			m := []string{d.Machine.Guest(), string(d.Machine.Start), string(d.Machine.Accel)}
+			return strings.Join(slices.DeleteFunc(m, func(s string) bool { return s == "" }), ", ")
 		})
 	case schemas.EventPostPoweron:
 		return read(e, f.poweredOn)
@@ -79,6 +82,8 @@ func (f *Fold) contextData(e schemas.Event) (detail string, err error) {
 			}
 			return d.Text
 		})
+	case schemas.EventTampering:
+		return read(e, func(d schemas.PossibleTampering) string { return f.possibleTampering(e.Time, d) })
 	case schemas.EventLogAway:
 		return read(e, func(d schemas.LogAway) string { return "the guest stood still for " + d.For.String() })
 	case schemas.EventHookFailed:

@@ -24,9 +24,14 @@ import (
 
 // Documents gives the bytes of result documents.
 type Documents interface {
-	// Document returns at most limit bytes, or an error.
+	// Document returns at most limit bytes. An error that wraps [ErrDocument] is
+	// a gap in the report; with any other there is no report: whoever asks again
+	// may have an answer, and a report must not depend on when it was asked for.
 	Document(d schemas.Digest, limit int64) ([]byte, error)
 }
+
+// ErrDocument says that a document is not there, or not what it ought to be.
+var ErrDocument = errors.New("no such document")
 
 // Limits of what a report holds.
 const (
@@ -54,6 +59,9 @@ type Fold struct {
 	expected  []string
 	faults    []string
 	nfaults   int
+	tampering *schemas.Tampering
+	behind    int      // of its calls, how many came before all had left the guest
+	whyBehind string   // the last of them
 	gates     []string // what gates failed to decide
 	undecided int
 	stoppedBy string // the first gate that said stop, and why
@@ -111,6 +119,8 @@ func (f *Fold) take(e schemas.Event) error {
 		return f.segment(e)
 	case "artifact":
 		return f.artifact(e)
+	case "derivation":
+		return f.derivation(e)
 	case "finding":
 		return f.finding(e)
 	case "receipt":
@@ -252,10 +262,14 @@ func (f *Fold) report(docs Documents) (*schemas.Report, error) {
 	}
 	f.console(&r)
 	f.analyzers(&r)
-	gaps := f.behavior(&r, docs)
+	gaps, err := f.behavior(&r, docs)
+	if err != nil {
+		return nil, err
+	}
 	f.coverage(&r, gaps)
 	r.Outcome = f.outcome(&r)
 	r.Verdict = schemas.ReportVerdict{Value: schemas.VerdictUndetermined, Reasons: []string{"no rules are in force"}}
+	r.Artifacts = clip(&r, "artifacts", r.Artifacts)
 	r.Findings = slices.Clone(clip(&r, "findings", r.Findings))
 	slices.SortStableFunc(r.Findings, compareFindings)
 	clipCoverage(&r)
@@ -386,8 +400,7 @@ const behaviorAnalyzer = "behavior"
 
 // behavior takes over what the analyzer of that name read out of the trace.
 // It returns what its document says that the trace cannot show.
-func (f *Fold) behavior(r *schemas.Report, docs Documents) []string {
-	var gaps []string
+func (f *Fold) behavior(r *schemas.Report, docs Documents) (gaps []string, err error) {
 	read := 0
 	for _, run := range r.Analyzers {
 		if run.Analyzer != behaviorAnalyzer || run.Status != schemas.TaskDone {
@@ -397,21 +410,24 @@ func (f *Fold) behavior(r *schemas.Report, docs Documents) []string {
 			continue
 		}
 		doc, err := behaviorDocument(run.Result, docs)
-		if err != nil {
+		if errors.Is(err, ErrDocument) {
 			gaps = append(gaps, fmt.Sprintf("the result of %s cannot be read: %v", run.Analyzer, err))
 			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the result of %s: %w", run.Analyzer, err)
 		}
 		gaps = append(gaps, f.describe(r, doc)...)
 	}
 	if read > 1 {
 		gaps = append(gaps, fmt.Sprintf("%d more traces are not in this report", read-1))
 	}
-	return gaps
+	return gaps, nil
 }
 
 func behaviorDocument(ref *schemas.ResultRef, docs Documents) (*schemas.BehaviorResult, error) {
 	if ref == nil || ref.Schema != schemas.BehaviorSchema {
-		return nil, errors.New("there is none")
+		return nil, fmt.Errorf("%w: the receipt names none", ErrDocument)
 	}
 	b, err := docs.Document(ref.SHA256, maxDocument)
 	if err != nil {
@@ -419,10 +435,10 @@ func behaviorDocument(ref *schemas.ResultRef, docs Documents) (*schemas.Behavior
 	}
 	doc := new(schemas.BehaviorResult)
 	if err := json.Unmarshal(b, doc); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrDocument, err)
 	}
 	if doc.Schema != schemas.BehaviorSchema {
-		return nil, fmt.Errorf("its schema is %.80q, not %q", doc.Schema, schemas.BehaviorSchema)
+		return nil, fmt.Errorf("%w: its schema is %.80q, not %q", ErrDocument, doc.Schema, schemas.BehaviorSchema)
 	}
 	return doc, nil
 }

@@ -5,6 +5,7 @@ package fold_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -304,5 +306,35 @@ func TestMissingDocument(t *testing.T) {
 type none struct{}
 
 func (none) Document(d schemas.Digest, _ int64) ([]byte, error) {
-	return nil, fmt.Errorf("no document %s", d)
+	return nil, fmt.Errorf("%w: %s", fold.ErrDocument, d)
+}
+
+// TestStoreAway folds a log whose result documents cannot be had at the moment.
+func TestStoreAway(t *testing.T) {
+	if r, err := foldAll(events(t, "completed")).Report(away{}); !errors.Is(err, errAway) || r != nil {
+		t.Errorf("%v, %v: a report depends on when it was asked for", r, err)
+	}
+}
+
+var errAway = errors.New("the server does not answer")
+
+type away struct{}
+
+func (away) Document(schemas.Digest, int64) ([]byte, error) { return nil, errAway }
+
+// TestDetailOfMachine has a machine of which only the CPU is known, as of one that
+// replays.
+func TestDetailOfMachine(t *testing.T) {
+	for spec, want := range map[schemas.MachineSpec]string{
+		{Arch: "amd64", Start: "warm", Accel: "tcg"}: "amd64, warm, tcg",
+		{Arch: "amd64"}: "amd64",
+	} {
+		e, err := schemas.NewEvent("default", "A", "A/context/0", time.Unix(0, 0), schemas.OriginHost, schemas.PrePoweron{Machine: spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fold.Detail(e); got != want {
+			t.Errorf("%+v is %q", spec, got)
+		}
+	}
 }

@@ -112,7 +112,7 @@ func TestFloodOfFaults(t *testing.T) {
 func TestMangled(t *testing.T) {
 	dice := rand.New(rand.NewPCG(1, 2))
 	junk := []string{`null`, `{}`, `[]`, `"x"`, `1e999`, `{"task":{}}`, `{"n":-1}`, `{"n":9223372036854775807,"source":"stdout"}`, `{"submission":null}`, `{"artifacts":[null]}`, `{"missing":null}`, `{`, ``}
-	types := []string{"petri.context.analysis_completed.v1", "petri.context.analysis_completed.v9", "petri.unknown.thing.v1", "petri.x", "petri.context..v1", "petri.finding.committed.v1", "petri.receipt.committed.v1", "petri.segment.published.v1", "petri.artifact.announced.v1", "petri.context.start_analysis.v1"}
+	types := []string{"petri.context.analysis_completed.v1", "petri.context.analysis_completed.v9", "petri.unknown.thing.v1", "petri.x", "petri.context..v1", "petri.finding.committed.v1", "petri.receipt.committed.v1", "petri.segment.published.v1", "petri.artifact.announced.v1", "petri.derivation.committed.v1", "petri.context.start_analysis.v1"}
 	for name := range logs {
 		whole := events(t, name)
 		for range 60 {

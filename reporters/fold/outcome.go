@@ -9,57 +9,94 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
+// gaps is what is missing, a line each.
+type gaps []string
+
+func (g *gaps) add(format string, args ...any) { *g = append(*g, fmt.Sprintf(format, args...)) }
+
 // coverage lists what is missing, and decides whether anything is.
 func (f *Fold) coverage(r *schemas.Report, behavior []string) {
 	c := &r.Coverage
-	var gaps []string
-	gap := func(format string, args ...any) { gaps = append(gaps, fmt.Sprintf(format, args...)) }
+	var g gaps
 	if f.ending == "" {
-		gap("the analysis has not ended")
+		g.add("the analysis has not ended")
 	}
 	if f.start == nil {
-		gap("the analysis never came to its analyzers")
+		g.add("the analysis never came to its analyzers")
 	} else {
 		c.Sources, c.Hooks = f.start.Sources, f.start.Hooks
 	}
-	for _, s := range c.Sources {
+	f.sourceGaps(&g, r)
+	machineGaps(&g, r)
+	f.analyzerGaps(&g, c.Analyzers)
+	if f.started != nil && f.start != nil && !slices.ContainsFunc(c.Sources, func(s schemas.SourceCoverage) bool { return s.Source == schemas.SourceTrace }) {
+		g.add("nothing says what became of the trace")
+	}
+	g = append(g, f.missing()...)
+	f.requestGaps(&g)
+	g = append(g, f.after(r)...)
+	g = append(g, f.faults...)
+	if more := f.nfaults - len(f.faults); more > 0 {
+		g.add("%d more faults", more)
+	}
+	g = append(g, behavior...)
+	if f.bad > 0 {
+		g.add("%d events of the log could not be read", f.bad)
+	}
+	c.Whole = len(g) == 0
+	if len(g) > maxGaps {
+		c.Omitted["gaps"] += len(g) - maxGaps
+		g = g[:maxGaps]
+	}
+	c.Gaps = g
+}
+
+func (f *Fold) sourceGaps(g *gaps, r *schemas.Report) {
+	for _, s := range r.Coverage.Sources {
 		if s.Source == schemas.SourcePcap {
 			r.Network.Frames = s.Produced
 		}
 		switch s.Status {
 		case schemas.StatusPartial:
-			gap("%s is not whole: %s", s.Source, s.Reason)
+			g.add("%s is not whole: %s", s.Source, s.Reason)
 		case schemas.StatusMissing:
 			reason := s.Reason
 			if t := r.Machine.Tracer; s.Source == schemas.SourceTrace && t != nil && t.Error != "" {
 				reason += ": " + t.Error
 			}
-			gap("%s is missing: %s", s.Source, reason)
+			g.add("%s is missing: %s", s.Source, reason)
 		}
 	}
-	for _, h := range c.Hooks {
+}
+
+// machineGaps are those of what ran beside the sample: hooks, steps, the machine.
+func machineGaps(g *gaps, r *schemas.Report) {
+	for _, h := range r.Coverage.Hooks {
 		switch {
 		case h.Failed > 0:
-			gap("hook %s failed: %s", h.Name, h.Error)
+			g.add("hook %s failed: %s", h.Name, h.Error)
 		case h.Runs == 0:
-			gap("hook %s never ran: none of its events came", h.Name)
+			g.add("hook %s never ran: none of its events came", h.Name)
 		}
 	}
-	for _, s := range c.Steps {
-		gap("step %d, %s, failed: %s", s.Step, s.Name, s.Error)
+	for _, s := range r.Coverage.Steps {
+		g.add("step %d, %s, failed: %s", s.Step, s.Name, s.Error)
 	}
 	if off := r.Machine.Off; off != nil {
-		gap("the machine went down by itself: %s, %s", off.State, off.Reason)
+		g.add("the machine went down by itself: %s, %s", off.State, off.Reason)
 	}
-	for _, a := range c.Analyzers {
+}
+
+func (f *Fold) analyzerGaps(g *gaps, analyzers []schemas.AnalyzerCoverage) {
+	for _, a := range analyzers {
 		switch {
 		case !a.Expected: // nobody counts on it; its coverage says what it did
 		case a.Tasks == 0 && f.ending == schemas.EventCompleted:
-			gap("analyzer %s had nothing to look at", a.Name)
+			g.add("analyzer %s had nothing to look at", a.Name)
 		case len(a.Missing) > 0:
-			gap("analyzer %s did not answer %d of %d tasks: %s", a.Name, len(a.Missing), a.Tasks, a.Missing[0].Reason)
+			g.add("analyzer %s did not answer %d of %d tasks: %s", a.Name, len(a.Missing), a.Tasks, a.Missing[0].Reason)
 		case a.Failed > 0:
-			gap("analyzer %s failed at %d of %d tasks", a.Name, a.Failed, a.Tasks)
+			g.add("analyzer %s failed at %d of %d tasks", a.Name, a.Failed, a.Tasks)
 		}
 	}
 	derived := 0
@@ -69,41 +106,19 @@ func (f *Fold) coverage(r *schemas.Report, behavior []string) {
 		}
 	}
 	if derived > 0 {
-		gap("%d derived artifacts were left out because of limits", derived)
+		g.add("%d derived artifacts were left out because of limits", derived)
 	}
-	if f.started != nil && f.start != nil && !slices.ContainsFunc(c.Sources, func(s schemas.SourceCoverage) bool { return s.Source == schemas.SourceTrace }) {
-		gap("nothing says what became of the trace")
-	}
-	for _, t := range f.missing() {
-		gap("%s", t)
-	}
-	for _, t := range f.gates {
-		gap("%s", t)
-	}
+}
+
+// requestGaps are those of gates and of analyzers' requests to the sandbox.
+func (f *Fold) requestGaps(g *gaps) {
+	*g = append(*g, f.gates...)
 	if more := f.undecided - len(f.gates); more > 0 {
-		gap("%d more gates did not decide", more)
+		g.add("%d more gates did not decide", more)
 	}
 	if f.start != nil && f.start.Unheard > 0 {
-		gap("%d requests of analyzers were not looked at: there were too many", f.start.Unheard)
+		g.add("%d requests of analyzers were not looked at: there were too many", f.start.Unheard)
 	}
-	for _, t := range f.faults {
-		gap("%s", t)
-	}
-	if more := f.nfaults - len(f.faults); more > 0 {
-		gap("%d more faults", more)
-	}
-	for _, b := range behavior {
-		gap("%s", b)
-	}
-	if f.bad > 0 {
-		gap("%d events of the log could not be read", f.bad)
-	}
-	c.Whole = len(gaps) == 0
-	if len(gaps) > maxGaps {
-		c.Omitted["gaps"] += len(gaps) - maxGaps
-		gaps = gaps[:maxGaps]
-	}
-	c.Gaps = gaps
 }
 
 // outcome says how far the analysis got. What did not run is never completed.

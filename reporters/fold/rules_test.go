@@ -193,6 +193,12 @@ func TestRules(t *testing.T) {
 		{"a fault", func(t testing.TB, l log) log {
 			return instead(t, l, schemas.EventIPAddress, schemas.Fault{Text: "the disk is full"})
 		}, schemas.OutcomeIncomplete, "the disk is full"},
+		{"possible tampering", func(t testing.TB, l log) log {
+			return instead(t, l, schemas.EventIPAddress, schemas.PossibleTampering{Call: "bpf", PID: 7, Comm: "evil", Records: 3})
+		}, schemas.OutcomeIncomplete, "from record 3 of its trace on comes after possible tampering: process 7 (evil) called bpf"},
+		{"possible tampering, with something left behind", func(t testing.TB, l log) log {
+			return instead(t, l, schemas.EventIPAddress, schemas.PossibleTampering{Call: "ptrace", Behind: "it took too long"})
+		}, schemas.OutcomeIncomplete, "at 1 calls of possible tampering not all had left the guest that was recorded before: it took too long"},
 
 		{"an answer that did not come", func(t testing.TB, l log) log {
 			l = without(l, func(e schemas.Event) bool { return e.Family() == "receipt" && strings.Contains(e.ID, "/behavior/") })
@@ -220,7 +226,7 @@ func TestRules(t *testing.T) {
 		}, schemas.OutcomeCompleted, ""},
 		{"a result document of no kind", func(t testing.TB, l log) log {
 			return edit(t, l, func(d *schemas.Receipt) { d.Result = nil })
-		}, schemas.OutcomeIncomplete, "the result of behavior cannot be read: there is none"},
+		}, schemas.OutcomeIncomplete, "the result of behavior cannot be read: no such document: the receipt names none"},
 		{"findings that are not there", func(_ testing.TB, l log) log {
 			return without(l, func(e schemas.Event) bool { return e.Family() == "finding" && strings.Contains(e.ID, "/behavior/") })
 		}, schemas.OutcomeIncomplete, "4 findings that receipts count"},

@@ -25,7 +25,9 @@ type runAnswers struct {
 	receipts map[string]schemas.Receipt // by task
 	numbers  map[string]*numbered       // of findings, by task
 	findings []schemas.ReportFinding
-	cut      bool // there was no room for all of it
+	derived  map[announced]schemas.Derivation
+	order    []announced // of derived
+	cut      bool        // there was no room for all of it
 }
 
 // adoption says that from there on a run counts.
@@ -34,13 +36,16 @@ type adoption struct {
 	at time.Time
 }
 
-var errAdoptions = errors.New("too many runs were adopted")
+var (
+	errAdoptions   = errors.New("too many runs were adopted")
+	errLiveDerived = errors.New("what is derived while the analysis goes on is announced")
+)
 
 // run is what is kept of a run, or nil if there is no room for n bytes more.
 func (f *Fold) run(name string, n int) *runAnswers {
 	a := f.runs[name]
 	if a == nil {
-		a = &runAnswers{receipts: map[string]schemas.Receipt{}, numbers: map[string]*numbered{}}
+		a = &runAnswers{receipts: map[string]schemas.Receipt{}, numbers: map[string]*numbered{}, derived: map[announced]schemas.Derivation{}}
 		f.runs[name] = a
 		n += 128
 	}
@@ -67,6 +72,28 @@ func (f *Fold) runFinding(c *schemas.FindingCommitted, size int) {
 	}
 }
 
+// derivation takes what a run has derived.
+func (f *Fold) derivation(e schemas.Event) error {
+	var d schemas.Derivation
+	if err := e.Decode(&d); err != nil {
+		return err
+	}
+	if d.Task.Run == schemas.LiveRun {
+		return errLiveDerived
+	}
+	a := f.run(d.Task.Run, len(e.Data))
+	if a == nil {
+		return nil
+	}
+	k := announced{d.Artifact.Kind, d.Artifact.SHA256, d.Artifact.Occurrence}
+	if _, ok := a.derived[k]; !ok {
+		d.Artifact.Run = d.Task.Run
+		a.derived[k] = d
+		a.order = append(a.order, k)
+	}
+	return nil
+}
+
 func (f *Fold) runReceipt(r *schemas.Receipt, size int) {
 	a := f.run(r.Task.Run, size)
 	if a == nil {
@@ -86,7 +113,8 @@ func (f *Fold) runAdopted(e schemas.Event) (detail string, err error) {
 
 // as is the fold as it would be if only the first n adoptions had been: each
 // task's answer is that of the newest adopted run that has done it. What a run
-// failed at, or left alone, stays as it was.
+// failed at, or left alone, stays as it was. An answer about an artifact that a
+// run has derived counts as long as that one of which it was derived does.
 func (f *Fold) as(n int) *Fold {
 	if n == 0 {
 		return f
@@ -95,11 +123,9 @@ func (f *Fold) as(n int) *Fold {
 	g.receipts = maps.Clone(f.receipts)
 	from := map[string]string{} // whose answer a task has, if not the live one
 	for _, a := range f.adopted[:n] {
-		if a.Run == schemas.LiveRun {
-			for k, r := range f.receipts {
-				g.receipts[k] = r
-				delete(from, k)
-			}
+		if a.Run == schemas.LiveRun { // what was not answered then is not answered
+			g.receipts = maps.Clone(f.receipts)
+			clear(from)
 			continue
 		}
 		run := f.runs[a.Run]
@@ -113,6 +139,7 @@ func (f *Fold) as(n int) *Fold {
 			}
 		}
 	}
+	f.derivedIn(g.receipts, from, &g.r)
 	g.whole.findings = maps.Clone(f.whole.findings)
 	g.r.Findings = slices.DeleteFunc(slices.Clone(f.r.Findings), func(r schemas.ReportFinding) bool { return from[findingKey(&r)] != "" })
 	for k := range from {
@@ -135,6 +162,68 @@ func (f *Fold) as(n int) *Fold {
 		}
 	}
 	return &g
+}
+
+// derivedIn adds to a report what was derived in the tasks whose answer is a
+// run's, and takes out of from and receipts what is about artifacts that are not
+// there: they were derived in answers that do not count, or not any more.
+func (f *Fold) derivedIn(receipts map[string]schemas.Receipt, from map[string]string, r *schemas.Report) {
+	runs := map[string]bool{}
+	for _, run := range from {
+		runs[run] = true
+	}
+	// What may not be there: all else was announced, or is not in this log.
+	absent := map[schemas.Digest]bool{}
+	for run := range runs {
+		for k := range f.runs[run].derived {
+			absent[k.digest] = true
+		}
+	}
+	if len(absent) == 0 {
+		return
+	}
+	said := map[string]bool{}
+	for _, a := range f.r.Artifacts {
+		delete(absent, a.SHA256)
+		said[origin(&a)] = true
+	}
+	list := slices.Clip(f.r.Artifacts)
+	// Each pass finds what was derived of what the one before it has found. Two
+	// that are derived one of the other, and of nothing else, are not there.
+	for more := true; more; {
+		more = false
+		for _, name := range slices.Sorted(maps.Keys(runs)) {
+			run := f.runs[name]
+			for _, k := range run.order {
+				d := run.derived[k]
+				if from[taskKey(d.Task)] != name || d.Task.SHA256 != nil && absent[*d.Task.SHA256] || said[name+origin(&d.Artifact)] {
+					continue
+				}
+				said[name+origin(&d.Artifact)] = true
+				more = more || absent[k.digest]
+				delete(absent, k.digest)
+				if o := origin(&d.Artifact); !said[o] { // it was not announced
+					said[o] = true
+					list = append(list, d.Artifact)
+				}
+			}
+		}
+	}
+	for k := range from {
+		if d := receipts[k].Task.SHA256; d != nil && absent[*d] {
+			delete(from, k)
+			delete(receipts, k)
+			if live, ok := f.receipts[k]; ok { // of one that the report had no room for
+				receipts[k] = live
+			}
+		}
+	}
+	r.Artifacts = list
+}
+
+// origin says which bytes an artifact has, and what they were derived from.
+func origin(a *schemas.Artifact) string {
+	return fmt.Sprintf("%s/%s/%s/%s/%q", a.Kind, a.SHA256, digestText(a.Parent), a.Analyzer, a.Name)
 }
 
 // findingKey is the key of the task that gave a finding.

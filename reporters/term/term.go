@@ -171,7 +171,7 @@ func (p *printer) head(r *schemas.Report) {
 	verdict := string(r.Verdict.Value)
 	p.field("verdict", p.style(verdict, bold+";"+p.verdictStyle(r.Verdict.Value))+p.style("  "+Clip(strings.Join(r.Verdict.Reasons, "; "), p.o.Width-12-len(verdict)), dim))
 	if m := r.Machine; m.Spec != nil {
-		text := fmt.Sprintf("%s, %s start, %s, %s", m.Spec.Arch, m.Spec.Start, m.Spec.Accel, Size(m.Spec.Memory))
+		text := fmt.Sprintf("%s, %s start, %s, %s", m.Spec.Guest(), m.Spec.Start, m.Spec.Accel, Size(m.Spec.Memory))
 		if m.Kernel != "" {
 			text += ", Linux " + m.Kernel
 		}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A CPU is a kind of guest.
@@ -19,9 +20,16 @@ type CPU struct {
 	// Go is what go build must be told to make the agent.
 	Go  []string
 	GNU string // GCC's name of the CPU and its ABI, by which cross compilers are called
+	// Also is another architecture whose programs it runs, with libraries of theirs;
+	// the zero value: none.
+	Also Port
 
-	// Kernel is Debian's meta package of the newest kernel.
+	// Kernel is Debian's meta package of the newest kernel, or the package of its
+	// source.
 	Kernel string
+	// Source is how the kernel is compiled where Debian has a compiler for the CPU
+	// and no port to it; nil: Debian has a port.
+	Source *Source
 	// Unpack says that the kernel is a bzImage, and is better given to QEMU as the
 	// ELF file inside: it has an entry for virtual machines.
 	Unpack bool
@@ -42,16 +50,51 @@ type CPU struct {
 	Memory int64
 	// Cold is why there is no warm start; empty: there is.
 	Cold string
+	// Settle is how long a guest must have run before a snapshot is taken of it.
+	Settle time.Duration
 	// KVM lists the hosts, as Go names them, that can run such a guest on their
 	// own CPU.
 	KVM []string
+
+	// With is what this guest has besides; the zero value: nothing.
+	With Extra
 }
+
+// Guest is the guest's name: amd64, or amd64+python3.
+func (c CPU) Guest() string { return With(c.Name, c.With.Name) }
 
 // Compiler is Debian's C compiler for the CPU.
 func (c CPU) Compiler() string { return c.GNU + "-gcc" }
 
+// CompilerPackages are Debian's packages of the compiler and of what it links
+// programs with.
+func (c CPU) CompilerPackages() []string {
+	return []string{"gcc-" + strings.ReplaceAll(c.GNU, "_", "-"), "libc6-dev-" + c.Name + "-cross"}
+}
+
+// A Port is an architecture to Debian and to its compilers, as [CPU] names it.
+type Port struct{ Name, GNU string }
+
+// A Source says how a guest's kernel is compiled.
+type Source struct {
+	Arch string // the kernel's name of the CPU
+	// File is what QEMU boots, in the kernel's tree. What make must be told is its
+	// last part.
+	File string
+	// Config is what this kernel needs besides what all do
+	// (sandboxd/image/kernel.config).
+	Config string
+}
+
 // virtio are the modules that every guest needs.
 var virtio = []string{"virtio_pci", "virtio_console", "virtio_net", "overlay"}
+
+// mipsRound is the time in which the counter of an emulated MIPS CPU has gone round
+// once, 2^32 times 6 ns, and some more. QEMU 7.2 restores the counter and not its
+// timer: what fires is the one that it has set at its own start, for the counter's
+// first round, and the guest sets no next one before. In a guest that has run for
+// longer it is due, and fires at once.
+const mipsRound = 28 * time.Second
 
 var cpus = []CPU{
 	{
@@ -74,6 +117,7 @@ var cpus = []CPU{
 	},
 	{
 		Name: "armhf", Go: []string{"GOARCH=arm", "GOARM=7"}, GNU: "arm-linux-gnueabihf",
+		Also:   Port{"armel", "arm-linux-gnueabi"},
 		Kernel: "linux-image-armmp", Modules: virtio,
 		Binary: "qemu-system-arm", Package: "qemu-system-arm", Machine: "virt,highmem=off", Model: "cortex-a15",
 		Console: "ttyAMA0", Bus: "pci",
@@ -82,24 +126,20 @@ var cpus = []CPU{
 		Name: "mipsel", Go: []string{"GOARCH=mipsle", "GOMIPS=softfloat"}, GNU: "mipsel-linux-gnu",
 		Kernel: "linux-image-4kc-malta", Modules: virtio,
 		Binary: "qemu-system-mipsel", Package: "qemu-system-mips", Machine: "malta", Model: "24Kf",
-		Console: "ttyS0", Bus: "pci",
+		Console: "ttyS0", Bus: "pci", Settle: mipsRound,
 	},
 	{
 		Name: "mips64el", Go: []string{"GOARCH=mips64le"}, GNU: "mips64el-linux-gnuabi64",
 		Kernel: "linux-image-5kc-malta", Modules: virtio,
 		Binary: "qemu-system-mips64el", Package: "qemu-system-mips", Machine: "malta", Model: "MIPS64R2-generic",
-		Console: "ttyS0", Bus: "pci",
+		Console: "ttyS0", Bus: "pci", Settle: mipsRound,
 	},
 	{
 		Name: "ppc64el", Go: []string{"GOARCH=ppc64le"}, GNU: "powerpc64le-linux-gnu",
 		Kernel: "linux-image-powerpc64le", Modules: virtio,
-		Binary: "qemu-system-ppc64", Package: "qemu-system-ppc",
-		// The firmware of QEMU's own starts in a third of the time. What emulation
-		// does not have of the CPU's mitigations it would refuse to go without.
-		Machine: "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", Model: "power9",
+		Binary: "qemu-system-ppc64", Package: "qemu-system-ppc", Machine: pseries, Model: "power9",
 		Console: "hvc0", Bus: "pci",
 		Memory: 512 << 20, // its pages have 64 KiB, and so the smallest files
-		Cold:   "QEMU does not start the timer of a restored guest of this CPU",
 	},
 	{
 		Name: "s390x", Go: []string{"GOARCH=s390x"}, GNU: "s390x-linux-gnu",
@@ -107,7 +147,68 @@ var cpus = []CPU{
 		Binary: "qemu-system-s390x", Package: "qemu-system-misc", Machine: "s390-ccw-virtio", Model: "max",
 		Console: "ttysclp0", Bus: "ccw",
 	},
+	{
+		Name: "mips", Go: []string{"GOARCH=mips", "GOMIPS=softfloat"}, GNU: "mips-linux-gnu",
+		Kernel: kernelSource,
+		Source: &Source{Arch: "mips", File: "vmlinux", Config: `
+CONFIG_MIPS_MALTA=y
+CONFIG_CPU_MIPS32_R2=y
+CONFIG_CPU_BIG_ENDIAN=y
+CONFIG_SERIAL_8250=y
+CONFIG_SERIAL_8250_CONSOLE=y
+CONFIG_RTC_DRV_CMOS=y
+CONFIG_POWER_RESET=y
+CONFIG_POWER_RESET_PIIX4_POWEROFF=y
+`},
+		Binary: "qemu-system-mips", Package: "qemu-system-mips", Machine: "malta", Model: "24Kf",
+		Console: "ttyS0", Bus: "pci", Settle: mipsRound,
+	},
+	{
+		Name: "riscv64", Go: []string{"GOARCH=riscv64"}, GNU: "riscv64-linux-gnu",
+		Kernel: kernelSource,
+		Source: &Source{Arch: "riscv", File: "arch/riscv/boot/Image", Config: `
+CONFIG_SOC_VIRT=y
+CONFIG_ARCH_RV64I=y
+CONFIG_FPU=y
+CONFIG_RISCV_ISA_C=y
+CONFIG_PCI_HOST_GENERIC=y
+CONFIG_SERIAL_8250=y
+CONFIG_SERIAL_8250_CONSOLE=y
+CONFIG_SERIAL_OF_PLATFORM=y
+`},
+		Binary: "qemu-system-riscv64", Package: "qemu-system-misc", Machine: "virt", Model: "rv64",
+		Console: "ttyS0", Bus: "pci",
+	},
+	{
+		Name: "ppc64", Go: []string{"GOARCH=ppc64"}, GNU: "powerpc64-linux-gnu",
+		Also:   Port{"powerpc", "powerpc-linux-gnu"},
+		Kernel: kernelSource,
+		Source: &Source{Arch: "powerpc", File: "vmlinux", Config: `
+CONFIG_PPC64=y
+CONFIG_PPC_BOOK3S_64=y
+CONFIG_CPU_BIG_ENDIAN=y
+CONFIG_PPC_PSERIES=y
+CONFIG_PPC_OF_BOOT_TRAMPOLINE=y
+CONFIG_PPC_RADIX_MMU=y
+CONFIG_PPC_4K_PAGES=y
+CONFIG_ALTIVEC=y
+CONFIG_VSX=y
+CONFIG_COMPAT=y
+CONFIG_HVC_CONSOLE=y
+CONFIG_RTC_DRV_GENERIC=y
+`},
+		Binary: "qemu-system-ppc64", Package: "qemu-system-ppc", Machine: pseries, Model: "power9",
+		Console: "hvc0", Bus: "pci",
+	},
 }
+
+// pseries has the firmware of QEMU's own, which starts in a third of the time. What
+// emulation does not have of the CPU's mitigations it would refuse to go without.
+const pseries = "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off"
+
+// kernelSource is the kernel that is compiled. Another version needs other
+// options.
+const kernelSource = "linux-source-6.1"
 
 // Default is the guest of whatever is no program of a certain CPU.
 const Default = "amd64"
@@ -124,11 +225,25 @@ func Names() []string {
 	return out
 }
 
-// Lookup finds a guest by its architecture.
+// Lookup finds a guest by its architecture, and by what it has besides: amd64,
+// amd64+python3.
 func Lookup(name string) (CPU, error) {
-	i := slices.IndexFunc(cpus, func(c CPU) bool { return c.Name == name })
+	arch, with, more := strings.Cut(name, "+")
+	i := slices.IndexFunc(cpus, func(c CPU) bool { return c.Name == arch })
 	if i < 0 {
-		return CPU{}, fmt.Errorf("no guest for architecture %q (there are: %s)", name, strings.Join(Names(), ", "))
+		return CPU{}, fmt.Errorf("no guest for architecture %q (there are: %s)", arch, strings.Join(Names(), ", "))
 	}
-	return cpus[i], nil
+	c := cpus[i]
+	if !more {
+		return c, nil
+	}
+	j := slices.IndexFunc(extras, func(e Extra) bool { return e.Name == with })
+	if j < 0 {
+		return CPU{}, fmt.Errorf("no guest %s: it can have %s besides, not %q", name, strings.Join(extraNames(), ", "), with)
+	}
+	if c.Source != nil {
+		return CPU{}, fmt.Errorf("no guest %s: Debian has no port to %s, and so no package of %s", name, arch, with)
+	}
+	c.With = extras[j]
+	return c, nil
 }

@@ -91,16 +91,26 @@ func TestGuest(t *testing.T) {
 		{"mipsel o32 for a 64-bit CPU", 32, le, 8, 0x60001107, "needs a 64-bit CPU"},
 		{"mips64el that says o32", 64, le, 8, 0x80001007, "o32"},
 		{"mips of no CPU", 32, le, 8, 0xf0001007, "name no MIPS CPU"},
+		{"mips64el Octeon", 64, le, 8, 0x808b0007, "Cavium Octeon,"},
+		{"mips64el Octeon III", 64, le, 8, 0x808e0007, "Octeon III"},
+		{"mips64el Loongson", 64, le, 8, 0x80a20007, "Loongson GS464,"},
+		{"mipsel R3900", 32, le, 8, 0x00811007, "R3900"},
+		{"mips interAptiv", 32, be, 8, 0x70931007, "interAptiv MR2"},
+		{"mipsel of a CPU that nobody knows", 32, le, 8, 0x70891007, "mipsel"},
+		{"mips64el of a CPU that nobody knows", 64, le, 8, 0x80010007, "mips64el"},
 		{"ppc64el", 64, le, 21, 2, "ppc64el"},
 		{"ppc64el, no ABI said", 64, le, 21, 0, "ppc64el"},
 		{"ppc64el of ABI 1", 64, le, 21, 1, "ELFv1"},
-		{"ppc64 of ABI 1", 64, be, 21, 1, "no guest runs a program for ppc64 "},
+		{"ppc64 of ABI 1", 64, be, 21, 1, "ppc64"},
+		{"ppc64, no ABI said", 64, be, 21, 0, "ppc64"},
 		{"ppc64 of ABI 2", 64, be, 21, 2, "ELFv2"},
 		{"ppc64 of no ABI", 64, be, 21, 3, "neither"},
-		{"powerpc", 32, be, 20, 0, "no guest runs a program for powerpc "},
+		{"powerpc", 32, be, 20, 0, "ppc64"},
+		{"powerpc embedded", 32, be, 20, 0x80000000, "ppc64"},
+		{"powerpc little-endian", 32, le, 20, 0, "no guest runs a program for powerpcel "},
 		{"s390x", 64, be, 22, 0, "s390x"},
 		{"s390", 32, be, 22, 0, "no guest runs a program for s390 "},
-		{"riscv64", 64, le, 243, 5, "no guest runs a program for riscv64 "},
+		{"riscv64", 64, le, 243, 5, "riscv64"},
 		{"riscv64 embedded", 64, le, 243, 8, "RV64E"},
 		{"riscv32", 32, le, 243, 5, "EM_RISCV, 32-bit little-endian"},
 		{"loong64", 64, le, 258, 3, "no guest runs a program for loong64 "},
@@ -141,6 +151,7 @@ func FuzzGuest(f *testing.F) {
 	f.Add(false, true, uint16(40), uint32(0x05000400))
 	f.Add(false, false, uint16(8), uint32(0x70001007))
 	f.Add(true, false, uint16(22), uint32(0))
+	f.Add(false, false, uint16(20), uint32(0))
 	f.Fuzz(func(t *testing.T, wide, little bool, machine uint16, flags uint32) {
 		class, order := 32, binary.AppendByteOrder(binary.BigEndian)
 		if wide {
@@ -161,7 +172,11 @@ func FuzzGuest(f *testing.F) {
 		if name == "" {
 			return
 		}
-		if shape, ok := shapes[name]; !ok || shape != (shapeOf{id.Class, id.Endianness}) {
+		shape, ok := shapes[name]
+		if cpu, err := catalogue.Lookup(name); err == nil && id.Arch != "" && id.Arch == cpu.Also.Name {
+			shape.class = 32
+		}
+		if !ok || shape != (shapeOf{id.Class, id.Endianness}) {
 			t.Fatalf("guest %s for a %d-bit %s-endian program", name, id.Class, id.Endianness)
 		}
 	})
@@ -175,11 +190,39 @@ type shapeOf struct {
 var shapes = map[string]shapeOf{
 	"amd64": {64, "little"}, "i386": {32, "little"}, "arm64": {64, "little"}, "armhf": {32, "little"}, "mipsel": {32, "little"},
 	"mips": {32, "big"}, "mips64el": {64, "little"}, "ppc64el": {64, "little"}, "s390x": {64, "big"},
+	"riscv64": {64, "little"}, "ppc64": {64, "big"},
 }
 
 func TestEmpty(t *testing.T) {
 	if name, why := catalogue.Guest(&schemas.ELFIdentity{}); name != "" || why == "" {
 		t.Errorf("guest %q, reason %q", name, why)
+	}
+}
+
+// TestExtra names guests that have something besides.
+func TestExtra(t *testing.T) {
+	c, err := catalogue.Lookup("amd64+python3")
+	if err != nil || c.Name != "amd64" || c.Guest() != "amd64+python3" || len(c.With.Packages) == 0 {
+		t.Errorf("amd64+python3: %s, %+v, %v", c.Guest(), c.With, err)
+	}
+	if c, err := catalogue.Lookup("amd64"); err != nil || c.Guest() != "amd64" || c.With.Name != "" {
+		t.Errorf("amd64: %s, %+v, %v", c.Guest(), c.With, err)
+	}
+	for name, want := range map[string]string{
+		"amd64+": `can have python3 besides, not ""`, "amd64+perl": `can have python3 besides, not "perl"`,
+		"amd64+python3+python3": "python3 besides", "vax+python3": "there are: amd64", "mips+python3": "Debian has no port to mips",
+	} {
+		if _, err := catalogue.Lookup(name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v does not say %q", name, err, want)
+		}
+	}
+	for program, want := range map[string]string{
+		"python3": "python3", "/usr/bin/python3": "python3", "/bin/python3.11": "python3",
+		"/usr/local/bin/python3": "", "python": "", "python3.9": "", "bin/python3": "", "/bin/sh": "", "": "",
+	} {
+		if got := catalogue.ExtraFor(program); got != want {
+			t.Errorf("%q is part of %q, not of %q", program, got, want)
+		}
 	}
 }
 

@@ -31,6 +31,9 @@ func Guest(id *schemas.ELFIdentity) (name, unsupported string) {
 			why = "it is for RV32E or RV64E, which Linux does not run on"
 		}
 	}
+	if i := slices.IndexFunc(cpus, func(c CPU) bool { return name != "" && c.Also.Name == name }); i >= 0 {
+		name = cpus[i].Name
+	}
 	if why == "" && !slices.Contains(Names(), name) {
 		why = fmt.Sprintf("there are guests for %s", strings.Join(Names(), ", "))
 	}
@@ -52,9 +55,7 @@ func target(id *schemas.ELFIdentity) string {
 // Flags of ARM (binutils, include/elf/arm.h).
 const armBE8 = 0x00800000
 
-// arm tells the ARM programs apart. Debian's armhf kernel runs those of both
-// EABI conventions; whether the loader and the libraries are there is another
-// matter.
+// arm tells the ARM programs apart.
 func arm(id *schemas.ELFIdentity) (name, why string) {
 	switch {
 	case id.Endianness == "big" && id.Flags&armBE8 != 0:
@@ -64,7 +65,7 @@ func arm(id *schemas.ELFIdentity) (name, why string) {
 	case id.Flags>>24 < 4:
 		return "", "it makes its system calls as before the EABI, which Debian's kernels do not know"
 	}
-	return "armhf", ""
+	return id.Arch, ""
 }
 
 // Flags of MIPS (binutils, include/elf/mips.h).
@@ -72,9 +73,21 @@ const (
 	mipsABI2     = 0x00000020
 	mipsNaN2008  = 0x00000400
 	mipsMicro    = 0x02000000
+	mipsVendor   = 0x00ff0000 // EF_MIPS_MACH
 	mipsABIShift = 12
 	mipsCPUShift = 28
 )
+
+// mipsVendors are the CPUs with instructions of their own that a program's flags can
+// name. Flags that name none of them say nothing: the kernel does not look.
+var mipsVendors = map[uint32]string{
+	0x00810000: "Toshiba R3900", 0x00820000: "LSI R4010", 0x00830000: "NEC VR4100", 0x00840000: "Sony Allegrex",
+	0x00850000: "IDT R4650", 0x00870000: "NEC VR4120", 0x00880000: "NEC VR4111", 0x008a0000: "Broadcom SB-1",
+	0x008b0000: "Cavium Octeon", 0x008c0000: "RMI XLR", 0x008d0000: "Cavium Octeon II", 0x008e0000: "Cavium Octeon III",
+	0x00910000: "NEC VR5400", 0x00920000: "Sony R5900", 0x00930000: "Imagination interAptiv MR2", 0x00980000: "NEC VR5500",
+	0x00990000: "PMC-Sierra RM9000", 0x00a00000: "Loongson 2E", 0x00a10000: "Loongson 2F", 0x00a20000: "Loongson GS464",
+	0x00a30000: "Loongson GS464E", 0x00a40000: "Loongson GS264E",
+}
 
 // mips tells the MIPS programs apart. The kernel looks at the ABI and at the
 // kind of NaN; instructions that the guest's CPU lacks would kill the program.
@@ -109,6 +122,9 @@ func mips(id *schemas.ELFIdentity) (name, why string) {
 		return "", "it says of itself to be of the 32-bit ABI o32 and is a 64-bit file"
 	case narrow && (cpu >= mips3 && cpu <= mips5 || cpu == mips64 || cpu == mips64r2):
 		return "", "it needs a 64-bit CPU in the ABI o32, and the guest for o32 has a 32-bit one"
+	}
+	if vendor := mipsVendors[id.Flags&mipsVendor]; vendor != "" {
+		return "", "its code is for the CPU " + vendor + ", whose own instructions the guests' CPUs do not know"
 	}
 	return id.Arch, ""
 }

@@ -95,16 +95,48 @@ func (p *Process) Kill() {
 // Stderr is the last of what the process wrote to standard error.
 func (p *Process) Stderr() string { return p.stderr.String() }
 
-// Cause says how the process, which must have ended, did so.
+// Cause says how the process, which must have ended, did so, and what it said last.
 func (p *Process) Cause() string {
-	s := "exited"
-	if p.err != nil {
-		s = "ended: " + p.err.Error()
-	}
+	s := p.Ending()
 	if t := p.stderr.String(); t != "" {
 		s += ": " + t
 	}
 	return s
+}
+
+// Ending says in a few words how the process, which must have ended, did so.
+func (p *Process) Ending() string {
+	if p.err != nil {
+		return "ended: " + p.err.Error()
+	}
+	return "exited"
+}
+
+// LastWords is the line of what the process said last that tells why it ended:
+// a panic's first, or the last, unless that reports the course of things. It may
+// be empty.
+func (p *Process) LastWords() string { return lastWords(p.stderr.String()) }
+
+func lastWords(said string) string {
+	last, crash := "", ""
+	for line := range strings.Lines(said) {
+		line = strings.TrimRight(line, " \r\n")
+		switch {
+		case crash == "" && (strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")):
+			crash = line
+		case line != "":
+			last = line
+		}
+	}
+	switch {
+	case crash != "":
+		return crash
+	case strings.HasPrefix(last, "\t"): // of a stack whose beginning is too far back
+		return ""
+	case strings.Contains(last, " level=INFO ") || strings.Contains(last, " level=DEBUG "):
+		return ""
+	}
+	return last
 }
 
 // SocketPair returns a connected pair: our end, and one to inherit.

@@ -33,6 +33,30 @@ func TestProcessOutlivesItsLog(t *testing.T) {
 	}
 }
 
+// TestLastWords finds the line that matters.
+func TestLastWords(t *testing.T) {
+	for said, want := range map[string]string{
+		"time=1 level=INFO msg=ready\npetri: the disk is full\n":                                "petri: the disk is full",
+		"time=1 level=ERROR msg=no\ntime=2 level=INFO msg=ready\n":                              "",
+		"time=1 level=INFO msg=a\ntime=2 level=ERROR msg=no\n":                                  "time=2 level=ERROR msg=no",
+		"panic: nil map\n\ngoroutine 1 [running]:\nmain.main()\n\t/x.go:3 +0x1d\nexit status 2": "panic: nil map",
+		"ain.main()\n\t/x.go:3 +0x1d\n":                                                         "",
+		"":                                                                                      "",
+	} {
+		p, err := child.Start(exec.Command("/bin/sh", "-c", `printf %s "$0" >&2`, said))
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-p.Done()
+		if got := p.LastWords(); got != want {
+			t.Errorf("of %q the last words are %q, want %q", said, got, want)
+		}
+		if strings.Contains(p.Ending(), "level") {
+			t.Errorf("it ended as %q", p.Ending())
+		}
+	}
+}
+
 func TestKillEndsTheGroup(t *testing.T) {
 	p, err := child.Start(exec.Command("/bin/sh", "-c", "sleep 1000 & wait"))
 	if err != nil {

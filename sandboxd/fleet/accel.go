@@ -135,7 +135,7 @@ func (f *Fleet) probe(ctx context.Context, arch string, q QEMU, img *image.Image
 	defer free()
 	priv.UID, priv.Groups = uid, accelGroups("kvm")
 	m, err := supervisor.Start(ctx, supervisor.Spec{
-		Binary: q.Path, Version: q.Version, Accel: "kvm", Arch: arch, Memory: f.opts.Memory, Image: img.Key(), Mark: f.Mark("probe"), Untraced: true,
+		Binary: q.Path, Version: q.Version, Accel: "kvm", Guest: arch, Memory: f.opts.Memory, Image: img.Key(), Mark: f.Mark("probe"), Untraced: true,
 	}, supervisor.Files{Kernel: kernel, Initramfs: initramfs}, quiet{}, priv)
 	if err != nil {
 		return err

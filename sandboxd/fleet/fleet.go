@@ -35,6 +35,9 @@ type Options struct {
 	Store  sandboxd.Store
 	Accel  string // auto, kvm or tcg; empty: auto
 	Memory int64  // of a guest, bytes; default 256 MiB
+	Pool   Pool   // machines that [Fleet.KeepPool] keeps waiting
+	// HostMemory says how much memory there is; nil: [HostMemory].
+	HostMemory func() (Memory, error)
 	// Supervisor is the command that runs [supervisor.Main].
 	Supervisor supervisor.Privileges
 	Slog       *slog.Logger
@@ -54,6 +57,14 @@ type Fleet struct {
 	accel     map[string]Accel // by architecture
 	verified  map[string]bool  // images, by key
 
+	pool    map[string][]*waiting // by architecture
+	running int                   // machines that analyses have
+	said    map[string]bool       // why a guest's machines do not wait
+
+	changed   chan struct{} // something that the pool must look at
+	reaped    chan struct{} // closed when no machine of a predecessor is left
+	reapedOne sync.Once
+
 	weak sync.Once // said that machines are weakly isolated
 }
 
@@ -67,7 +78,13 @@ func New(o Options) *Fleet {
 	if o.Accel == "" {
 		o.Accel = "auto"
 	}
-	return &Fleet{opts: o, slots: map[int]bool{}, templates: map[string]*template{}, accel: map[string]Accel{}, verified: map[string]bool{}}
+	if o.HostMemory == nil {
+		o.HostMemory = HostMemory
+	}
+	return &Fleet{
+		opts: o, slots: map[int]bool{}, templates: map[string]*template{}, accel: map[string]Accel{}, verified: map[string]bool{},
+		pool: map[string][]*waiting{}, said: map[string]bool{}, changed: make(chan struct{}, 1), reaped: make(chan struct{}),
+	}
 }
 
 // ErrNoQEMU says that QEMU is not installed.
@@ -108,20 +125,20 @@ func (f *Fleet) Mark(analysis string) string { return markPrefix(f.opts.ID) + an
 func markPrefix(id string) string { return "petri-" + id + "-" }
 
 // Describe says what a machine will be before there is one.
-func (f *Fleet) Describe(arch, start string) schemas.MachineSpec {
-	accel, memory := f.opts.Accel, f.opts.Memory
-	if cpu, err := catalogue.Lookup(arch); err == nil {
-		memory = max(memory, cpu.Memory)
+func (f *Fleet) Describe(guest, start string) schemas.MachineSpec {
+	s := schemas.MachineSpec{Arch: guest, Backend: "qemu", Start: start, Accel: f.opts.Accel, CPUs: 1, Memory: f.opts.Memory}
+	if cpu, err := catalogue.Lookup(guest); err == nil {
+		s.Arch, s.With, s.Memory = cpu.Name, cpu.With.Name, max(s.Memory, cpu.Memory)
 	}
 	f.mu.Lock()
-	if a, ok := f.accel[arch]; ok {
-		accel = a.Name
+	defer f.mu.Unlock()
+	if a, ok := f.accel[s.Arch]; ok {
+		s.Accel = a.Name
 	}
-	f.mu.Unlock()
-	return schemas.MachineSpec{Arch: arch, Backend: "qemu", Start: start, Accel: accel, CPUs: 1, Memory: memory}
+	return s
 }
 
-// base is what all machines of an architecture have in common.
+// base is what all machines of a guest have in common.
 type base struct {
 	spec  supervisor.Spec
 	cpu   catalogue.CPU
@@ -129,28 +146,28 @@ type base struct {
 	qemu  QEMU
 }
 
-func (f *Fleet) base(ctx context.Context, arch string) (base, error) {
-	q, err := FindQEMU(ctx, arch)
+func (f *Fleet) base(ctx context.Context, guest string) (base, error) {
+	cpu, err := catalogue.Lookup(guest)
 	if err != nil {
 		return base{}, err
 	}
-	img, err := f.opts.Images.Open(ctx, arch)
+	q, err := FindQEMU(ctx, cpu.Name)
+	if err != nil {
+		return base{}, err
+	}
+	img, err := f.opts.Images.Open(ctx, guest)
 	if err != nil {
 		return base{}, err
 	}
 	if err := f.verify(img); err != nil {
 		return base{}, err
 	}
-	accel, err := f.accelerator(ctx, arch, q, img)
-	if err != nil {
-		return base{}, err
-	}
-	cpu, err := catalogue.Lookup(arch)
+	accel, err := f.accelerator(ctx, cpu.Name, q, img)
 	if err != nil {
 		return base{}, err
 	}
 	return base{cpu: cpu, qemu: q, image: img, spec: supervisor.Spec{
-		Binary: q.Path, Version: q.Version, Accel: accel.Name, Arch: arch, Memory: max(f.opts.Memory, cpu.Memory), Image: img.Key(),
+		Binary: q.Path, Version: q.Version, Accel: accel.Name, Guest: guest, Memory: max(f.opts.Memory, cpu.Memory), Image: img.Key(),
 	}}, nil
 }
 
@@ -172,10 +189,10 @@ func (f *Fleet) verify(img *image.Image) error {
 	return nil
 }
 
-// Prepare makes everything that the first machine of an architecture would
-// have to wait for.
-func (f *Fleet) Prepare(ctx context.Context, arch string) error {
-	b, err := f.base(ctx, arch)
+// Prepare makes everything that the first machine of a guest would have to wait
+// for.
+func (f *Fleet) Prepare(ctx context.Context, guest string) error {
+	b, err := f.base(ctx, guest)
 	if err != nil || b.cpu.Cold != "" {
 		return err
 	}
@@ -185,25 +202,20 @@ func (f *Fleet) Prepare(ctx context.Context, arch string) error {
 
 // New implements [sandboxd.Machines].
 func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Observer) (machine.Machine, error) {
-	b, err := f.base(ctx, s.Arch)
+	b, err := f.base(ctx, s.Guest)
 	if err != nil {
 		return nil, err
 	}
 	spec := b.spec
 	spec.Mark, spec.Untraced, spec.Pcap = f.Mark(s.Analysis), s.Untraced, s.Pcap
-	kernel, initramfs, err := openImage(b.image)
-	if err != nil {
-		return nil, err
-	}
-	defer kernel.Close()
-	defer initramfs.Close()
-	files := supervisor.Files{Kernel: kernel, Initramfs: initramfs}
+	pooled := !s.Cold && !s.Untraced && s.Pcap == sandboxd.DefaultPcap
+	var t *template
 	switch {
 	case s.Cold:
 	case b.cpu.Cold != "":
 		spec.Fallback = b.cpu.Cold
 	default:
-		t, err := f.template(ctx, b)
+		t, err = f.template(ctx, b)
 		if err == nil {
 			err = f.announce(ctx, t, s)
 		}
@@ -211,17 +223,49 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 			if ctx.Err() != nil {
 				return nil, err
 			}
-			f.opts.Slog.Warn("no warm start", "arch", s.Arch, "error", err)
-			spec.Fallback = "no template: " + err.Error()
-		} else {
-			state, err := os.Open(t.statePath())
-			if err != nil {
-				return nil, err
-			}
-			defer state.Close()
-			spec.Warm, spec.Template, spec.Hello = true, t.digest, t.Hello
-			files.RAM, files.State = t.ram, state
+			f.opts.Slog.Warn("no warm start", "guest", s.Guest, "error", err)
+			spec.Fallback, t, pooled = "no template: "+err.Error(), nil, false
 		}
+	}
+	var own *owned
+	if pooled {
+		own = f.claim(s.Guest, b.key(cpuModel()), o)
+	}
+	if own == nil {
+		if own, err = f.launch(ctx, b, spec, t, o); err != nil {
+			return nil, err
+		}
+	}
+	f.runs(own)
+	if i := own.vm.Isolation(); i.Reason != "" {
+		f.weak.Do(func() { f.opts.Slog.Warn("machines are isolated less than they should be", "isolation", i.String()) })
+	}
+	if b.cpu.Display {
+		return struct {
+			machine.Machine
+			machine.Screenshotter
+		}{own, own.vm}, nil
+	}
+	return own, nil
+}
+
+// launch starts the supervisor of a machine, which boots without a template.
+func (f *Fleet) launch(ctx context.Context, b base, spec supervisor.Spec, t *template, o machine.Observer) (*owned, error) {
+	kernel, initramfs, err := openImage(b.image)
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	defer initramfs.Close()
+	files := supervisor.Files{Kernel: kernel, Initramfs: initramfs}
+	if t != nil {
+		state, err := os.Open(t.statePath())
+		if err != nil {
+			return nil, err
+		}
+		defer state.Close()
+		spec.Warm, spec.Template, spec.Hello = true, t.digest, t.Hello
+		files.RAM, files.State = t.ram, state
 	}
 	uid, free, err := f.takeUID()
 	if err != nil {
@@ -234,30 +278,22 @@ func (f *Fleet) New(ctx context.Context, s sandboxd.MachineSpec, o machine.Obser
 		free()
 		return nil, err
 	}
-	if i := m.Isolation(); i.Reason != "" {
-		f.weak.Do(func() { f.opts.Slog.Warn("machines are isolated less than they should be", "isolation", i.String()) })
-	}
-	own := &owned{Machine: m, free: free}
-	if b.cpu.Display {
-		return struct {
-			machine.Machine
-			machine.Screenshotter
-		}{own, m}, nil
-	}
-	return own, nil
+	return &owned{Machine: m, vm: m, free: free}, nil
 }
 
-// owned gives its user id back when its machine is gone.
-type owned struct {
-	machine.Machine
-	free func()
-	once sync.Once
-}
-
-func (o *owned) Close() error {
-	err := o.Machine.Close()
-	o.once.Do(o.free)
-	return err
+// runs counts a machine as one that an analysis has, until it is closed.
+func (f *Fleet) runs(own *owned) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.running++
+	free := own.free
+	own.free = func() {
+		free()
+		f.mu.Lock()
+		f.running--
+		f.mu.Unlock()
+		f.note()
+	}
 }
 
 // The users of machines come from a range that no distribution gives to
@@ -315,11 +351,11 @@ func (f *Fleet) Isolation() (schemas.Isolation, error) {
 
 func openImage(img *image.Image) (kernel, initramfs *os.File, err error) {
 	if kernel, err = os.Open(img.KernelPath()); err != nil {
-		return nil, nil, fmt.Errorf("open the guest's kernel: %w (rebuild it: petri guest build %s --force)", err, img.Arch)
+		return nil, nil, fmt.Errorf("open the guest's kernel: %w (rebuild it: petri guest build %s --force)", err, img.Guest())
 	}
 	if initramfs, err = os.Open(img.InitramfsPath()); err != nil {
 		kernel.Close()
-		return nil, nil, fmt.Errorf("open the guest's initramfs: %w (rebuild it: petri guest build %s --force)", err, img.Arch)
+		return nil, nil, fmt.Errorf("open the guest's initramfs: %w (rebuild it: petri guest build %s --force)", err, img.Guest())
 	}
 	return kernel, initramfs, nil
 }

@@ -3,11 +3,11 @@
 package fleet
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
+
+	"github.com/petri-sandbox/petri/sandboxd/internal/flock"
 )
 
 // Making reports whether a fleet is making a template in a cache directory at
@@ -24,17 +24,8 @@ func Making(cache string) bool {
 		case strings.HasPrefix(f.Name(), ".new-"):
 			begun = true
 		case strings.HasSuffix(f.Name(), ".lock"):
-			held = held || locked(filepath.Join(cache, "warm", f.Name()))
+			held = held || flock.Locked(filepath.Join(cache, "warm", f.Name()))
 		}
 	}
 	return begun && held
-}
-
-func locked(path string) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return errors.Is(syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB), syscall.EWOULDBLOCK)
 }

@@ -31,8 +31,12 @@ func (f *Fleet) Reap() (int, error) {
 	for {
 		ended, err := f.reap(deadline)
 		n += ended
-		if err != nil || ended == 0 {
+		if err != nil {
 			return n, err
+		}
+		if ended == 0 {
+			f.reapedOne.Do(func() { close(f.reaped) })
+			return n, nil
 		}
 	}
 }

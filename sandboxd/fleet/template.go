@@ -14,12 +14,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/petri-sandbox/petri/sandboxd"
 	"github.com/petri-sandbox/petri/sandboxd/guest"
+	"github.com/petri-sandbox/petri/sandboxd/internal/flock"
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/qemu"
 	"github.com/petri-sandbox/petri/sandboxd/machine/supervisor"
@@ -44,7 +44,8 @@ func (t *template) statePath() string { return filepath.Join(t.dir, "state") }
 // common with it.
 func (b base) key(cpu string) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "petri.template.v1\n%s\n%s\n%s\n%s\n%s\n", b.qemu.Version, b.spec.Accel, cpu, b.image.Kernel.SHA256, b.image.Initramfs.SHA256)
+	fmt.Fprintf(h, "petri.template.v2\n%s\n%s\n%s\n%s\n%s\n%s\n",
+		b.qemu.Version, b.spec.Accel, cpu, b.image.Kernel.SHA256, b.image.Initramfs.SHA256, b.cpu.Settle)
 	for _, a := range qemu.TemplateCommand(b.cpu, b.spec.Accel, b.spec.Memory) {
 		fmt.Fprintln(h, a)
 	}
@@ -69,8 +70,8 @@ func (f *Fleet) template(ctx context.Context, b base) (*template, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, err
+	if err := flock.Lock(ctx, lock, func() {}); err != nil { // who makes one has it for as long as a guest boots
+		return nil, fmt.Errorf("wait for another process, which makes the guest's template: %w", err)
 	}
 	f.mu.Lock()
 	t = f.templates[key] // meanwhile made by another caller
@@ -98,7 +99,7 @@ func (f *Fleet) makeTemplate(ctx context.Context, b base, dir string) (*template
 	if err := b.image.Verify(); err != nil {
 		return nil, err
 	}
-	f.opts.Slog.Info("making the warm template of a guest, once", "arch", b.spec.Arch)
+	f.opts.Slog.Info("making the warm template of a guest, once", "guest", b.spec.Guest)
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".new-")
 	if err != nil {
 		return nil, err
@@ -335,7 +336,7 @@ func (f *Fleet) announce(ctx context.Context, t *template, s sandboxd.MachineSpe
 		err = f.keepTemplate(ctx, t)
 	}
 	if err != nil {
-		img := filepath.Join(f.opts.Images.Cache, "guests", s.Arch, t.Image[:16])
+		img := filepath.Join(f.opts.Images.Cache, "guests", s.Guest, t.Image[:16])
 		for _, p := range []string{filepath.Join(img, "kernel"), filepath.Join(img, "initramfs"), t.statePath(), filepath.Join(t.dir, "ram")} {
 			if err := f.storeFile(ctx, p); err != nil {
 				return err

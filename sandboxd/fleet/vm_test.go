@@ -23,8 +23,6 @@ import (
 	"github.com/petri-sandbox/petri/sandboxd/machine/machinetest"
 )
 
-func TestMain(m *testing.M) { machinetest.Main(m) }
-
 // cache is one of its own, with a copy of the guest's image that a test may
 // break.
 func cache(t *testing.T) (dir string, img *image.Image) {
@@ -122,7 +120,7 @@ func TestTemplate(t *testing.T) {
 	f := newFleet(t, "fleettest-four", dir, "tcg", log)
 	damage(t, img.InitramfsPath())
 	for _, cold := range []bool{false, true} {
-		_, err := f.New(t.Context(), sandboxd.MachineSpec{Arch: machinetest.Arch, Analysis: "x", Cold: cold}, machinetest.NewRecorder())
+		_, err := f.New(t.Context(), sandboxd.MachineSpec{Guest: machinetest.Arch, Analysis: "x", Cold: cold}, machinetest.NewRecorder())
 		if err == nil || !strings.Contains(err.Error(), "initramfs does not match its manifest (rebuild it: petri guest build amd64 --force)") {
 			t.Errorf("a damaged initramfs, cold %v: %v", cold, err)
 		}
@@ -161,7 +159,7 @@ func damage(t *testing.T, path string) {
 func TestMachine(t *testing.T) {
 	dir, _ := cache(t)
 	f := newFleet(t, "fleettest-machine", dir, "tcg", &logged{})
-	m, err := f.New(t.Context(), sandboxd.MachineSpec{Arch: machinetest.Arch, Analysis: "one", Cold: true}, machinetest.NewRecorder())
+	m, err := f.New(t.Context(), sandboxd.MachineSpec{Guest: machinetest.Arch, Analysis: "one", Cold: true}, machinetest.NewRecorder())
 	if err != nil {
 		t.Fatal(err)
 	}

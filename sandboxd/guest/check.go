@@ -63,6 +63,14 @@ func checkExited(e schemas.SampleExited) (schemas.SampleExited, error) {
 	return e, nil
 }
 
+// checkTampering clips the words. A guest that says no more than that has said what
+// counts.
+func checkTampering(p schemas.PossibleTampering) schemas.PossibleTampering {
+	p.Call, p.Request, p.ABI = clip(p.Call, maxName), clip(p.Request, maxName), clip(p.ABI, maxName)
+	p.Comm, p.Behind, p.PID = clip(p.Comm, maxName), clip(p.Behind, maxReason), max(0, p.PID)
+	return p
+}
+
 func checkNotExecuted(e *machine.NotExecuted) *machine.NotExecuted {
 	return &machine.NotExecuted{Reason: clip(e.Reason, maxReason), Errno: clip(e.Errno, maxName), Missing: clipAll(e.Missing, maxMissing, maxReason)}
 }

@@ -26,15 +26,18 @@ type Client struct {
 	sending  sync.WaitGroup // samples under way
 
 	// Of the events that come, which come one at a time.
-	faults       int
 	exited, tree bool
+
+	mu     sync.Mutex
+	faults int
+	held   int
 }
 
 // New returns a client over the link rw, which it owns. Nothing moves until
 // [Client.Serve] runs.
 func New(rw io.ReadWriteCloser, o machine.Observer) *Client {
 	c := &Client{observer: o, hello: make(chan Hello, 1)}
-	c.conn = wire.NewConn(rw, wire.Handler{Event: c.event})
+	c.conn = wire.NewConn(rw, wire.Handler{Event: c.event, Request: c.request})
 	return c
 }
 
@@ -98,6 +101,30 @@ func (c *Client) event(name string, data json.RawMessage) {
 	}
 }
 
+// request takes the guest's only one. That it has come is the answer: what the
+// guest had sent before is out of the guest, too.
+func (c *Client) request(_ context.Context, name string, params json.RawMessage) (any, error) {
+	if name != ReqHeld {
+		return nil, fmt.Errorf("%w: request %q", wire.ErrProtocol, clip(name, maxName))
+	}
+	var p schemas.PossibleTampering
+	if !c.decode(name, params, &p) {
+		return nil, nil
+	}
+	c.mu.Lock()
+	c.held++
+	n := c.held
+	c.mu.Unlock()
+	if n <= maxHeld {
+		checked := checkTampering(p)
+		c.observer.Event(machine.Event{Time: time.Now(), Tampering: &checked})
+	}
+	return nil, nil
+}
+
+// maxHeld is how many held calls of one guest are told: more than the agent holds.
+const maxHeld = 1000
+
 func (c *Client) decode(name string, data json.RawMessage, into any) bool {
 	if err := json.Unmarshal(data, into); err != nil {
 		c.fault(fmt.Sprintf("guest sent a bad %s event", name))
@@ -110,9 +137,13 @@ func (c *Client) decode(name string, data json.RawMessage, into any) bool {
 const maxFaults = 1000
 
 func (c *Client) fault(text string) {
-	switch c.faults++; {
-	case c.faults < maxFaults:
-	case c.faults == maxFaults:
+	c.mu.Lock()
+	c.faults++
+	n := c.faults
+	c.mu.Unlock()
+	switch {
+	case n < maxFaults:
+	case n == maxFaults:
 		text = fmt.Sprintf("guest reports more than %d faults; the others are not told", maxFaults)
 	default:
 		return

@@ -215,6 +215,29 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestHeld: what a guest says of a held call is clipped, told and answered, and it
+// cannot flood with them nor ask for anything else.
+func TestHeld(t *testing.T) {
+	o := &observer{}
+	_, conn := serve(t, o, func(*wire.Conn, string, json.RawMessage) (any, error) { return nil, nil })
+	long := strings.Repeat("\xff", 2000)
+	for range 1200 {
+		if err := conn.Call(t.Context(), guest.ReqHeld, schemas.PossibleTampering{Call: long, Request: long, ABI: long, Comm: long, Behind: long, PID: -1, Records: 9}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var e *wire.Error
+	if err := conn.Call(t.Context(), "anything", nil, nil); !errors.As(err, &e) {
+		t.Errorf("another request: %v", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.events) != 1000 {
+		t.Errorf("%d events", len(o.events))
+	}
+	checkEvents(t, o.events)
+}
+
 // TestFilesRoundTrip sends files through a FilesWriter and a FilesSink.
 func TestFilesRoundTrip(t *testing.T) {
 	var b bytes.Buffer
@@ -380,6 +403,11 @@ func checkEvents(t *testing.T, events []machine.Event) {
 				t.Errorf("exit %+v", x)
 			}
 		}
+		if p := e.Tampering; p != nil {
+			if text := p.Call + p.Request + p.ABI + p.Comm + p.Behind; len(text) > 1000 || !utf8.ValidString(text) || p.PID < 0 {
+				t.Errorf("held call %+v", p)
+			}
+		}
 		if e.Lease != nil || e.Off != nil || e.Behavior != nil {
 			t.Errorf("the guest speaks for the host: %+v", e)
 		}
@@ -394,6 +422,7 @@ func FuzzLink(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte("\x02\x00\x00\x00\x01\x00\x00\x00{}"))
 	f.Add([]byte("\xff\xff\xff\xff\x02\x00\x03\x00"))
+	f.Add([]byte("\x46\x00\x00\x00\x01\x00\x00\x00" + `{"kind":"request","id":1,"name":"held","data":{"call":"bpf","pid":-5}}`))
 	f.Add([]byte("\x04\x00\x00\x00\x03\x00\x04\x00\xff\xff\xff\xff"))
 	f.Add([]byte("\x01\x00\x00\x00\x02\x00\x07\x00x\x02\x00\x00\x00\x04\x00\x07\x00{}"))
 	f.Fuzz(func(t *testing.T, stream []byte) {

@@ -14,11 +14,6 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
-// Preamble is what guestd writes when it boots, before its first frame: a
-// host that resets a guest in the middle of a frame finds the new beginning by
-// it. No frame can begin so, because it would be too long.
-const Preamble = "\xff\xff\xff\xffPETRI\x00\x01\xff"
-
 // Requests of the host.
 const (
 	ReqPing     = "ping"
@@ -30,6 +25,10 @@ const (
 	ReqFlush    = "flush"    // nothing → nothing, when the trace is out
 	ReqPoweroff = "poweroff" // nothing → nothing; then the guest goes down
 )
+
+// ReqHeld is the guest's only request: [schemas.PossibleTampering] → nothing. The
+// sample stands still until it is answered.
+const ReqHeld = "held"
 
 // Events of the guest.
 const (

@@ -154,6 +154,75 @@ func (a *apt) download(ctx context.Context, specs ...string) ([]Package, error) 
 	return out, nil
 }
 
+// source downloads the newest source package of that name, whose checksums apt
+// verifies, and returns its description, the .dsc file. The machine's sources may
+// be of binary packages only, so that Debian's of them are read as sources too.
+func (a *apt) source(ctx context.Context, name string) (Package, error) {
+	out, err := a.run(ctx, a.root, "apt-get", "indextargets", "--format", "deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)",
+		"Created-By: Packages", "Origin: Debian", "Component: main")
+	if err != nil {
+		return Package{}, err
+	}
+	lists := filepath.Join(a.root, "source-lists")
+	dir, err := os.MkdirTemp(a.root, "get-")
+	if err != nil {
+		return Package{}, err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
+		return Package{}, err
+	}
+	if err := os.WriteFile(filepath.Join(a.root, "sources.list"), out, 0o644); err != nil {
+		return Package{}, err
+	}
+	options := []string{
+		"-q", "-o", "Dir::State::Lists=" + lists, "-o", "Dir::Etc::SourceParts=/dev/null",
+		"-o", "Dir::Etc::SourceList=" + filepath.Join(a.root, "sources.list"),
+	}
+	a.log("downloading the source of %s", name)
+	if _, err := a.run(ctx, dir, "apt-get", append(options, "update")...); err != nil {
+		return Package{}, err
+	}
+	if _, err := a.run(ctx, dir, "apt-get", append(options, "source", "--download-only", "--only-source", name)...); err != nil {
+		return Package{}, err
+	}
+	dscs, _ := filepath.Glob(filepath.Join(dir, "*.dsc"))
+	if len(dscs) != 1 {
+		return Package{}, fmt.Errorf("apt-get source %s left %d descriptions", name, len(dscs))
+	}
+	b, err := os.ReadFile(dscs[0])
+	if err != nil {
+		return Package{}, err
+	}
+	sum, _, err := hashFile(dscs[0])
+	if err != nil {
+		return Package{}, err
+	}
+	p := Package{Name: name, Arch: sourceArch, SHA256: sum}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Version: "); ok {
+			p.Version = strings.TrimSpace(v)
+		}
+	}
+	if p.Version == "" {
+		return Package{}, fmt.Errorf("%s names no version", filepath.Base(dscs[0]))
+	}
+	kept := a.sourceDir(p)
+	if err := os.RemoveAll(kept); err != nil {
+		return Package{}, err
+	}
+	if err := os.MkdirAll(filepath.Dir(kept), 0o755); err != nil {
+		return Package{}, err
+	}
+	return p, os.Rename(dir, kept)
+}
+
+// sourceArch stands in a [Package] of source for the CPU.
+const sourceArch = "source"
+
+// sourceDir is where a source package's files are.
+func (a *apt) sourceDir(p Package) string { return filepath.Join(a.root, "sources", p.SHA256) }
+
 // keep puts a downloaded package among the others, by its digest.
 func (a *apt) keep(ctx context.Context, file string) (Package, error) {
 	out, err := a.run(ctx, a.root, "dpkg-deb", "--show", "--showformat=${Package}\\n${Version}\\n${Architecture}\\n", file)
@@ -175,15 +244,17 @@ func (a *apt) keep(ctx context.Context, file string) (Package, error) {
 	return Package{Name: f[0], Version: f[1], Arch: f[2], SHA256: sum}, os.Rename(file, filepath.Join(store, sum+".deb"))
 }
 
-// lock is what Fetch leaves: the exact packages of an architecture's images.
+// lock is what Fetch leaves, and compile: the exact packages of an
+// architecture's images.
 type lock struct {
-	Packages []Package `json:"packages"` // kernel first, then by name
+	Packages []Package  `json:"packages"` // kernel first, then by name
+	Compiled []Compiled `json:"compiled,omitempty"`
 }
 
-// lacks names a package of the root file system that was not fetched, because an
-// earlier version of Petri did not use it; empty: there is none.
-func (l *lock) lacks() string {
-	for _, n := range rootPackages {
+// lacks names one of the packages that was not fetched, because an earlier
+// version of Petri did not use it; empty: there is none.
+func (l *lock) lacks(packages []string) string {
+	for _, n := range packages {
 		if !slices.ContainsFunc(l.Packages, func(p Package) bool { return p.Name == n }) {
 			return n
 		}

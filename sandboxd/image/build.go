@@ -15,15 +15,15 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
-	"syscall"
 
 	"github.com/petri-sandbox/petri/sandboxd/catalogue"
+	"github.com/petri-sandbox/petri/sandboxd/internal/flock"
 )
 
 // A Builder makes images below one cache directory. It is safe for use by
-// several processes at once: they take turns on a lock file.
+// several processes at once: they take turns on a lock file of each CPU. Images
+// are named as the catalogue names guests.
 type Builder struct {
 	// Cache holds downloaded packages and built images.
 	Cache string
@@ -45,24 +45,73 @@ func (b *Builder) lockPath(name string) string {
 	return filepath.Join(b.archDir(name), "packages.json")
 }
 
-// Build fetches what is missing and assembles. With refresh it asks apt again
-// for the newest packages even if it has some.
+// Build fetches what is missing, compiles what has to be, and assembles. With
+// refresh it asks apt again for the newest packages even if it has some.
 func (b *Builder) Build(ctx context.Context, name string, refresh bool) (*Image, error) {
-	l, err := readLock(b.lockPath(name))
-	if refresh || errors.Is(err, fs.ErrNotExist) || err == nil && l.lacks() != "" {
-		if err := b.Fetch(ctx, name); err != nil {
+	c, err := catalogue.Lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, guest := range slices.Compact([]string{c.Name, name}) {
+		if err := b.provide(ctx, guest, refresh); err != nil {
 			return nil, err
 		}
 	}
 	return b.Assemble(ctx, name)
 }
 
-// Remove deletes the built images of an architecture. The packages stay.
-func (b *Builder) Remove(name string) error {
+// provide fetches and compiles what a guest's image is made of.
+func (b *Builder) provide(ctx context.Context, name string, refresh bool) error {
+	c, err := catalogue.Lookup(name)
+	if err != nil {
+		return err
+	}
+	l, err := b.lockOf(c)
+	fetch := refresh || errors.Is(err, fs.ErrNotExist) || err == nil && l.lacks(packagesOf(c)) != ""
+	if c.Source != nil && (fetch || err == nil && !l.compiled(c)) {
+		if err := haveCompilers(ctx, c); err != nil {
+			return err // before anything is downloaded
+		}
+	}
+	if fetch {
+		if err := b.Fetch(ctx, name); err != nil {
+			return err
+		}
+	}
+	if c.Source != nil {
+		return b.compile(ctx, c)
+	}
+	return nil
+}
+
+// lockOf reads what was fetched for a guest: what the usual one of its CPU is made
+// of, and what it has besides.
+func (b *Builder) lockOf(c catalogue.CPU) (*lock, error) {
+	l, err := readLock(b.lockPath(c.Name))
+	if err != nil || c.With.Name == "" {
+		return l, err
+	}
+	more, err := readLock(b.lockPath(c.Guest()))
+	if err != nil {
+		return nil, err
+	}
+	l.Packages = append(l.Packages, more.Packages...)
+	if len(l.Packages) > 0 {
+		sortPackages(l.Packages[1:]) // behind the kernel
+	}
+	return l, nil
+}
+
+func sortPackages(list []Package) {
+	slices.SortFunc(list, func(a, b Package) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Remove deletes the built images of a guest. The packages stay.
+func (b *Builder) Remove(ctx context.Context, name string) error {
 	if _, err := catalogue.Lookup(name); err != nil {
 		return err
 	}
-	unlock, err := b.take(name)
+	unlock, err := b.take(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -81,50 +130,84 @@ func (b *Builder) Remove(name string) error {
 
 // Fetch downloads the newest kernel that apt offers, or the next older one
 // that can be had (a mirror in the middle of an update can list what it does
-// not serve), and the packages of the root file system. It needs the network.
+// not serve), and the packages of the root file system. Of a guest that has something
+// besides it downloads that only. It needs the network.
 func (b *Builder) Fetch(ctx context.Context, name string) error {
 	a, err := catalogue.Lookup(name)
 	if err != nil {
 		return err
 	}
-	unlock, err := b.take(name)
+	unlock, err := b.take(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	apt, err := newApt(b.aptDir(name), a.Name, b.log)
+	apt, err := newApt(b.aptDir(a.Name), aptArch(a), b.log)
 	if err != nil {
 		return err
 	}
 	if err := apt.update(ctx); err != nil {
 		return err
 	}
-	kernel, err := b.fetchKernel(ctx, apt, a.Kernel)
+	if a.With.Name != "" {
+		return b.fetchExtra(ctx, apt, a)
+	}
+	kernel, err := b.fetchKernel(ctx, apt, a)
 	if err != nil {
 		return err
 	}
-	root, err := apt.download(ctx, rootPackages...)
+	root, err := apt.download(ctx, rootPackagesOf(a)...)
 	if err != nil {
 		return err
 	}
-	for _, n := range rootPackages {
-		if !slices.ContainsFunc(root, func(p Package) bool { return p.Name == n }) {
-			return fmt.Errorf("apt-get downloaded another package than %s", n)
+	l := lock{Packages: root}
+	if a.Source != nil {
+		busybox, err := apt.source(ctx, busyboxSource)
+		if err != nil {
+			return err
+		}
+		l.Packages = append(l.Packages, busybox)
+		if old, err := readLock(b.lockPath(name)); err == nil {
+			l.Compiled = old.Compiled // maybe of the same source
 		}
 	}
-	sort.Slice(root, func(i, j int) bool { return root[i].Name < root[j].Name })
-	l := lock{Packages: append([]Package{kernel}, root...)}
+	if n := l.lacks(packagesOf(a)); n != "" {
+		return fmt.Errorf("apt-get downloaded another package than %s", n)
+	}
+	sortPackages(l.Packages)
+	l.Packages = append([]Package{kernel}, l.Packages...)
 	return writeJSON(b.lockPath(name), l)
 }
 
-func (b *Builder) fetchKernel(ctx context.Context, apt *apt, meta string) (Package, error) {
+// fetchExtra downloads what a guest has besides.
+func (b *Builder) fetchExtra(ctx context.Context, apt *apt, a catalogue.CPU) error {
+	got, err := apt.download(ctx, a.With.Packages...)
+	if err != nil {
+		return err
+	}
+	l := lock{Packages: got}
+	if n := l.lacks(a.With.Packages); n != "" {
+		return fmt.Errorf("apt-get downloaded another package than %s", n)
+	}
+	sortPackages(l.Packages)
+	if err := os.MkdirAll(b.archDir(a.Guest()), 0o755); err != nil {
+		return err
+	}
+	return writeJSON(b.lockPath(a.Guest()), l)
+}
+
+func (b *Builder) fetchKernel(ctx context.Context, apt *apt, a catalogue.CPU) (Package, error) {
+	meta := a.Kernel
 	versions, err := apt.versions(ctx, meta)
 	if err != nil {
 		return Package{}, err
 	}
 	var errs []error
 	for _, v := range versions {
-		name, ver, err := apt.kernelPackage(ctx, meta, v)
+		name, ver, err := meta, v, error(nil)
+		if a.Source == nil {
+			name, ver, err = apt.kernelPackage(ctx, meta, v)
+		}
 		if err == nil {
 			var got []Package
 			if got, err = apt.download(ctx, name+"="+ver); err == nil && got[0].Name == name {
@@ -137,21 +220,26 @@ func (b *Builder) fetchKernel(ctx context.Context, apt *apt, meta string) (Packa
 	return Package{}, fmt.Errorf("download a kernel: %w", errors.Join(errs...))
 }
 
-// Has reports whether an image of that architecture has been built, or can be
-// assembled without the network.
+// Has reports whether an image of that guest has been built, or can be assembled
+// without the network and a compiler.
 func (b *Builder) Has(name string) bool {
-	_, err := os.Stat(b.lockPath(name))
-	return err == nil
+	c, err := catalogue.Lookup(name)
+	if err != nil {
+		return false
+	}
+	l, err := b.lockOf(c)
+	return err == nil && (c.Source == nil || l.compiled(c))
 }
 
 // Open returns the image that the fetched packages and today's agent give,
 // assembling it if need be. It never uses the network; if packages were never
 // fetched it returns an error that wraps [ErrNoImage].
 func (b *Builder) Open(ctx context.Context, name string) (*Image, error) {
-	if _, err := catalogue.Lookup(name); err != nil {
+	c, err := catalogue.Lookup(name)
+	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(b.lockPath(name)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := b.lockOf(c); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w for %s in %s (build it: petri guest build %s)", ErrNoImage, name, b.Cache, name)
 	}
 	return b.Assemble(ctx, name)
@@ -164,25 +252,27 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := b.take(name)
+	unlock, err := b.take(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := readLock(b.lockPath(name))
+	l, err := b.lockOf(a)
 	if err != nil {
 		return nil, err
 	}
-	if p := l.lacks(); p != "" {
+	if p := l.lacks(packagesOf(a)); p != "" {
 		return nil, fmt.Errorf("%w for %s of this version of Petri: its package %s was never fetched (build it: petri guest build %s)", ErrNoImage, name, p, name)
 	}
-	agentPath := filepath.Join(b.Guestd, "guestd-"+name)
-	agent, err := os.ReadFile(agentPath)
+	if a.Source != nil && !l.compiled(a) {
+		return nil, fmt.Errorf("%w for %s of this version of Petri: its kernel has not been compiled (build it: petri guest build %s)", ErrNoImage, name, name)
+	}
+	agent, err := os.ReadFile(filepath.Join(b.Guestd, "guestd-"+a.Name))
 	if err != nil {
-		return nil, fmt.Errorf("read the guest agent: %w (build it: make build)", err)
+		return nil, fmt.Errorf("%w: %w (make build GUESTS=%s)", ErrNoAgent, err, a.Name)
 	}
 	sum := sha256.Sum256(agent)
-	m := Manifest{Schema: "petri.image.v1", Arch: name, Recipe: recipe, Packages: l.Packages, Guestd: hex.EncodeToString(sum[:])}
+	m := Manifest{Schema: "petri.image.v1", Arch: a.Name, With: a.With.Name, Recipe: recipe, Packages: l.Packages, Compiled: l.Compiled, Guestd: hex.EncodeToString(sum[:])}
 	dir := filepath.Join(b.archDir(name), m.Key()[:16])
 	if img, err := load(dir); err == nil && img.Key() == m.Key() {
 		return img, nil
@@ -196,43 +286,8 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 }
 
 func (b *Builder) assemble(ctx context.Context, a catalogue.CPU, m *Manifest, agent []byte) (kernel, initramfs []byte, err error) {
-	debPath := func(p Package) (string, error) {
-		f := filepath.Join(b.aptDir(a.Name), "debs", p.SHA256+".deb")
-		got, _, err := hashFile(f)
-		if err == nil && got != p.SHA256 {
-			err = fmt.Errorf("%s does not have the digest of its name", f)
-		}
-		if err != nil {
-			return "", fmt.Errorf("cached package %s: %w (fetch it again: petri guest build %s --update)", p.Name, err, a.Name)
-		}
-		return f, nil
-	}
-
-	b.log("unpacking the kernel")
-	deb, err := debPath(m.Packages[0])
+	kernel, offsets, mods, err := b.kernelOf(ctx, a, m)
 	if err != nil {
-		return nil, nil, err
-	}
-	files, err := readDeb(ctx, deb, func(p string) bool {
-		return strings.HasPrefix(p, "/boot/vmlinu") || strings.HasSuffix(p, ".ko")
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	mods := map[string][]byte{}
-	for _, f := range files {
-		if base := path.Base(f.path); strings.HasPrefix(base, "vmlinu") {
-			kernel = f.data
-			_, m.KernelRelease, _ = strings.Cut(base, "-")
-		} else {
-			mods[f.path] = f.data
-		}
-	}
-	if kernel == nil {
-		return nil, nil, fmt.Errorf("package %s holds no /boot/vmlinuz", m.Packages[0].Name)
-	}
-	var offsets []byte
-	if kernel, offsets, err = prepare(a, kernel); err != nil {
 		return nil, nil, err
 	}
 	order, err := moduleOrder(mods, a.Modules)
@@ -250,19 +305,11 @@ func (b *Builder) assemble(ctx context.Context, a catalogue.CPU, m *Manifest, ag
 		m.Modules = append(m.Modules, name)
 		entries = append(entries, entry{path: fmt.Sprintf("%s/%02d-%s.ko", Modules, i, name), mode: 0o644, data: mods[p]})
 	}
-	var rootFiles []entry
-	for _, p := range m.Packages[1:] {
-		deb, err := debPath(p)
-		if err != nil {
-			return nil, nil, err
-		}
-		fs, err := readDeb(ctx, deb, keepRoot)
-		if err != nil {
-			return nil, nil, err
-		}
-		rootFiles = append(rootFiles, fs...)
-	}
 	b.log("packing the guest's file system")
+	rootFiles, err := b.rootFiles(ctx, a, m)
+	if err != nil {
+		return nil, nil, err
+	}
 	root, err := rootEntries(rootFiles)
 	if err != nil {
 		return nil, nil, err
@@ -272,6 +319,90 @@ func (b *Builder) assemble(ctx context.Context, a catalogue.CPU, m *Manifest, ag
 		return nil, nil, err
 	}
 	return kernel, buf.Bytes(), nil
+}
+
+// deb is where a fetched package is.
+func (b *Builder) deb(a catalogue.CPU, p Package) (string, error) {
+	f := filepath.Join(b.aptDir(a.Name), "debs", p.SHA256+".deb")
+	return f, b.intact(a, f, p.Name, p.SHA256)
+}
+
+// intact compares a kept file with its digest.
+func (b *Builder) intact(a catalogue.CPU, f, name, sum string) error {
+	got, _, err := hashFile(f)
+	if err == nil && got != sum {
+		err = fmt.Errorf("%s does not have the digest of its name", f)
+	}
+	if err != nil {
+		return fmt.Errorf("cached package %s: %w (fetch it again: petri guest build %s --update)", name, err, a.Guest())
+	}
+	return nil
+}
+
+// kernelOf returns the kernel that QEMU boots, what the tracer must know of it, and
+// its modules.
+func (b *Builder) kernelOf(ctx context.Context, a catalogue.CPU, m *Manifest) (kernel, offsets []byte, mods map[string][]byte, err error) {
+	if a.Source != nil {
+		var c Compiled
+		c, kernel, err = b.readCompiled(a, m.Compiled, compiledKernel)
+		m.KernelRelease = c.Release
+		return kernel, nil, nil, err
+	}
+	b.log("unpacking the kernel")
+	deb, err := b.deb(a, m.Packages[0])
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	files, err := readDeb(ctx, deb, func(p string) bool {
+		return strings.HasPrefix(p, "/boot/vmlinu") || strings.HasSuffix(p, ".ko")
+	})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	mods = map[string][]byte{}
+	for _, f := range files {
+		if base := path.Base(f.path); strings.HasPrefix(base, "vmlinu") {
+			kernel = f.data
+			_, m.KernelRelease, _ = strings.Cut(base, "-")
+		} else {
+			mods[f.path] = f.data
+		}
+	}
+	if kernel == nil {
+		return nil, nil, nil, fmt.Errorf("package %s holds no /boot/vmlinuz", m.Packages[0].Name)
+	}
+	kernel, offsets, err = prepare(a, kernel)
+	return kernel, offsets, mods, err
+}
+
+// rootFiles returns what the sample's root file system is made of.
+func (b *Builder) rootFiles(ctx context.Context, a catalogue.CPU, m *Manifest) ([]entry, error) {
+	var out []entry
+	for _, p := range m.Packages[1:] {
+		if p.Arch == sourceArch {
+			continue
+		}
+		deb, err := b.deb(a, p)
+		if err != nil {
+			return nil, err
+		}
+		fs, err := readDeb(ctx, deb, keepRoot)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, fs...)
+	}
+	if a.Also.GNU != "" {
+		out = crossEntries(a.Also.GNU, out)
+	}
+	if a.Source == nil {
+		return out, nil
+	}
+	_, busybox, err := b.readCompiled(a, m.Compiled, compiledBusybox)
+	if err != nil {
+		return nil, err
+	}
+	return append(crossEntries(a.GNU, out), entry{path: "/bin/busybox", mode: 0o755, data: busybox}), nil
 }
 
 // install writes the image into a new directory and renames it into place, so
@@ -308,21 +439,36 @@ func (b *Builder) install(dir string, m Manifest, kernel, initramfs []byte) (*Im
 	return load(dir)
 }
 
-// take waits for this architecture's lock file.
-func (b *Builder) take(name string) (unlock func(), err error) {
-	if err := os.MkdirAll(b.archDir(name), 0o755); err != nil {
+// turn is the lock file of a guest, which all of its CPU's share.
+func (b *Builder) turn(name string) string {
+	arch, _, _ := strings.Cut(name, "+")
+	return filepath.Join(b.archDir(arch), "lock")
+}
+
+// take waits for a guest's lock file until ctx is done. Who compiles a kernel has it
+// for a long time.
+func (b *Builder) take(ctx context.Context, name string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(b.turn(name)), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(b.archDir(name), "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(b.turn(name), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	err = flock.Lock(ctx, f, func() { b.log("another process builds the %s guest: waiting for it", name) })
+	if err == nil {
+		return func() { f.Close() }, nil
 	}
-	return func() { f.Close() }, nil
+	f.Close()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("wait for another process, which builds the %s guest: %w", name, ctx.Err())
+	}
+	return nil, err
 }
+
+// Building reports whether somebody builds a guest of that one's CPU just now, for
+// whom [Builder.Open] would wait.
+func (b *Builder) Building(name string) bool { return flock.Locked(b.turn(name)) }
 
 func writeJSON(path string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")

@@ -118,6 +118,30 @@ func rootEntries(files []entry) ([]entry, error) {
 	return out, nil
 }
 
+// crossEntries puts a cross compiler's libraries where a Debian of that CPU has
+// them, and the loader where programs name it.
+func crossEntries(gnu string, files []entry) []entry {
+	from := "/usr/" + gnu + "/"
+	var out []entry
+	for _, e := range files {
+		below, cross := strings.CutPrefix(e.path, from)
+		dir, name := path.Split(below)
+		switch {
+		case !cross && !under(e.path, "/usr/share/gdb"): // it names them
+			out = append(out, e)
+		case dir == "lib/" && name != "":
+			e.path = "/usr/lib/" + gnu + "/" + name
+			out = append(out, e)
+			if strings.HasPrefix(name, "ld") && strings.Contains(name, ".so.") {
+				out = append(out, entry{path: "/usr/lib/" + name, mode: os.ModeSymlink, link: gnu + "/" + name})
+			}
+		case dir == "lib64/" && name != "":
+			out = append(out, entry{path: "/usr/lib64/" + name, mode: os.ModeSymlink, link: "../lib/" + gnu + "/" + name})
+		}
+	}
+	return out
+}
+
 // devices are the device nodes that the sample finds: no memory, no disks, and
 // not the agent's port. Numbers: Documentation/admin-guide/devices.txt.
 var devices = map[string][2]int{

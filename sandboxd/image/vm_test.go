@@ -22,15 +22,20 @@ import (
 func cache(t *testing.T) (*image.Builder, *[]string) {
 	t.Helper()
 	from, dir := image.DefaultCache(), t.TempDir()
-	lock, err := os.ReadFile(filepath.Join(from, "guests", "amd64", "packages.json"))
-	if err != nil {
-		t.Fatalf("%v: the packages have not been fetched (make guest)", err)
+	files := map[string][]byte{"agents/guestd-amd64": []byte("an agent")}
+	for _, guest := range []string{"amd64", "amd64+python3"} {
+		name := filepath.Join("guests", guest, "packages.json")
+		lock, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
+			t.Fatalf("%v: the packages have not been fetched (make guest)", err)
+		}
+		files[name] = lock
 	}
 	debs, err := filepath.Glob(filepath.Join(from, "apt", "amd64", "debs", "*.deb"))
 	if err != nil || len(debs) == 0 {
 		t.Fatalf("no packages in %s: %v (make guest)", from, err)
 	}
-	for _, d := range []string{"guests/amd64", "apt/amd64/debs", "agents"} {
+	for _, d := range []string{"guests/amd64", "guests/amd64+python3", "apt/amd64/debs", "agents"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +45,7 @@ func cache(t *testing.T) (*image.Builder, *[]string) {
 			t.Fatal(err)
 		}
 	}
-	for name, b := range map[string][]byte{"guests/amd64/packages.json": lock, "agents/guestd-amd64": []byte("an agent")} {
+	for name, b := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -53,10 +58,16 @@ func cache(t *testing.T) (*image.Builder, *[]string) {
 
 // TestReproducible builds one image in two places.
 func TestReproducible(t *testing.T) {
+	for _, guest := range []string{"amd64", "amd64+python3"} {
+		t.Run(guest, func(t *testing.T) { reproducible(t, guest) })
+	}
+}
+
+func reproducible(t *testing.T, guest string) {
 	var got []image.Manifest
 	for range 2 {
 		b, said := cache(t)
-		img, err := b.Open(t.Context(), "amd64")
+		img, err := b.Open(t.Context(), guest)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +79,7 @@ func TestReproducible(t *testing.T) {
 		}
 		// The second time it is there.
 		*said = nil
-		if again, err := b.Open(t.Context(), "amd64"); err != nil || again.Dir != img.Dir || len(*said) > 0 {
+		if again, err := b.Open(t.Context(), guest); err != nil || again.Dir != img.Dir || len(*said) > 0 {
 			t.Errorf("opened again: %v, %v, %q", again, err, *said)
 		}
 		got = append(got, img.Manifest)
@@ -85,32 +96,33 @@ func TestReproducible(t *testing.T) {
 // damage breaks an image and its packages in turn.
 func damage(t *testing.T, b *image.Builder, img *image.Image) {
 	t.Helper()
+	guest := img.Guest()
 	if err := os.WriteFile(img.InitramfsPath(), []byte("broken"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := img.Verify(); err == nil || !strings.Contains(err.Error(), "petri guest build amd64 --force") {
+	if err := img.Verify(); err == nil || !strings.Contains(err.Error(), "petri guest build "+guest+" --force") {
 		t.Errorf("a broken initramfs: %v", err)
 	}
 	if err := os.Remove(img.KernelPath()); err != nil {
 		t.Fatal(err)
 	}
-	if err := img.Verify(); err == nil || !strings.Contains(err.Error(), "petri guest build amd64 --force") {
+	if err := img.Verify(); err == nil || !strings.Contains(err.Error(), "petri guest build "+guest+" --force") {
 		t.Errorf("a missing kernel: %v", err)
 	}
-	if err := b.Remove("amd64"); err != nil {
+	if err := b.Remove(t.Context(), guest); err != nil {
 		t.Fatal(err)
 	}
 	deb := filepath.Join(b.Cache, "apt/amd64/debs", img.Packages[1].SHA256+".deb")
 	if err := os.Remove(deb); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Open(t.Context(), "amd64"); err == nil || !strings.Contains(err.Error(), "petri guest build amd64 --update") {
+	if _, err := b.Open(t.Context(), guest); err == nil || !strings.Contains(err.Error(), "petri guest build "+guest+" --update") {
 		t.Errorf("a missing package: %v", err)
 	}
 	if err := os.WriteFile(deb, []byte("broken"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Open(t.Context(), "amd64"); err == nil || !strings.Contains(err.Error(), img.Packages[1].Name) || !strings.Contains(err.Error(), "petri guest build amd64 --update") {
+	if _, err := b.Open(t.Context(), guest); err == nil || !strings.Contains(err.Error(), img.Packages[1].Name) || !strings.Contains(err.Error(), "petri guest build "+guest+" --update") {
 		t.Errorf("a broken package: %v", err)
 	}
 }
@@ -124,6 +136,15 @@ func TestNoImage(t *testing.T) {
 		t.Errorf("unknown architecture: %v", err)
 	}
 	b2, _ := cache(t)
+	if err := os.Remove(filepath.Join(b2.Cache, "guests/amd64+python3/packages.json")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b2.Open(t.Context(), "amd64+python3"); !errors.Is(err, image.ErrNoImage) || !strings.Contains(err.Error(), "petri guest build amd64+python3") {
+		t.Errorf("what it has besides was not fetched: %v", err)
+	}
+	if b2.Has("amd64+python3") || !b2.Has("amd64") {
+		t.Errorf("it has amd64+python3: %t, amd64: %t", b2.Has("amd64+python3"), b2.Has("amd64"))
+	}
 	b2.Guestd = t.TempDir()
 	if _, err := b2.Open(t.Context(), "amd64"); err == nil || !strings.Contains(err.Error(), "make build") {
 		t.Errorf("no agent: %v", err)

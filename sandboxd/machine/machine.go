@@ -26,7 +26,7 @@ type Machine interface {
 	Poweron(ctx context.Context, id Identity) (Boot, error)
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
-	// Restart resets the machine and returns when the agent has answered again.
+	// Restart boots the machine anew and returns when the agent has answered again.
 	Restart(ctx context.Context, id Identity) (Boot, error)
 	// Shutdown asks the guest to power off and returns when it is off.
 	Shutdown(ctx context.Context) error
@@ -90,6 +90,8 @@ type Event struct {
 	Off      *schemas.MachineOff   `json:"off,omitempty"`
 	Behavior *schemas.Behavior     `json:"behavior,omitempty"`
 	Fault    string                `json:"fault,omitempty"` // something broke that costs coverage
+
+	Tampering *schemas.PossibleTampering `json:"tampering,omitempty"`
 }
 
 // TreeExited says that no process of the sample is left.
@@ -112,12 +114,16 @@ type Boot struct {
 // Run is a command for the guest.
 type Run struct {
 	schemas.RunSample
-	Name    string   `json:"name"`   // the sample's file name in the guest
-	Size    int64    `json:"size"`   // of the sample
-	Needed  []string `json:"needed"` // shared libraries that it asks for
-	Interp  string   `json:"interp"` // loader, or of a script its interpreter, that it asks for
-	RunPath []string `json:"run_path"`
-	Trace   bool     `json:"trace"`
+	Name   string   `json:"name"`   // the sample's file name in the guest
+	Size   int64    `json:"size"`   // of the sample
+	Needed []string `json:"needed"` // shared libraries that it asks for
+	// Versions are those of the libraries' symbols that its loader insists on: the
+	// library's name, a space, the version's.
+	Versions []string `json:"versions,omitempty"`
+	Interp   string   `json:"interp"`            // loader, or of a script its interpreter, that it asks for
+	Program  string   `json:"program,omitempty"` // that the interpreter looks for: env's python3
+	RunPath  []string `json:"run_path"`
+	Trace    bool     `json:"trace"`
 	// Load says how to run what the kernel does not exec: [schemas.HowMapped], a
 	// shared object, or [schemas.HowLoaded], a kernel module. Empty: by exec.
 	Load   string `json:"load,omitempty"`

@@ -123,7 +123,7 @@ func (p *Protocol) Gateable() []string {
 	return slices.DeleteFunc(p.Events(), func(name string) bool {
 		switch name {
 		case schemas.EventSubmitted, schemas.EventClaimed, schemas.EventStartAnalysis, schemas.EventMachineOff,
-			schemas.EventHookFailed, schemas.EventStepFailed, schemas.EventFault, schemas.EventLogAway,
+			schemas.EventHookFailed, schemas.EventStepFailed, schemas.EventFault, schemas.EventLogAway, schemas.EventTampering,
 			schemas.EventGateAnswered, schemas.EventControlDecided, schemas.EventPrePoweroff, schemas.EventPostPoweroff:
 			return true
 		}

@@ -357,7 +357,7 @@ func (p *Protocol) checkUntil(steps *yaml.Node) []error {
 // has its context.
 var events = []string{
 	schemas.EventSubmitted, schemas.EventClaimed, schemas.EventIPAddress, schemas.EventRunSample, schemas.EventGuestReady,
-	schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventFault, schemas.EventLogAway,
+	schemas.EventSampleStarted, schemas.EventSampleExited, schemas.EventMachineOff, schemas.EventFault, schemas.EventLogAway, schemas.EventTampering,
 	schemas.EventGateAnswered, schemas.EventControlDecided,
 	schemas.EventHookFailed, schemas.EventStepFailed, schemas.EventExec, schemas.EventStartAnalysis,
 	schemas.EventTreeExited, schemas.EventPreExec, schemas.EventPreDumpMemory,

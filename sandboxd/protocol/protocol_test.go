@@ -32,7 +32,7 @@ func TestDefault(t *testing.T) {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
 	w := p.Steps[3]
-	if diff := cmp.Diff([]string{"tree_exited", "quiet"}, w.Until); diff != "" || w.Quiet != 10*time.Second || !w.Runtime {
+	if diff := cmp.Diff([]string{"tree_exited"}, w.Until); diff != "" || !w.Runtime {
 		t.Errorf("wait %+v", w)
 	}
 }

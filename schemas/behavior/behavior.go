@@ -14,10 +14,12 @@
 package behavior
 
 import (
+	"bufio"
 	"errors"
 	"io"
 
 	"github.com/petri-sandbox/petri/schemas"
+	"github.com/petri-sandbox/petri/schemas/stap"
 	"github.com/petri-sandbox/petri/schemas/sysno"
 	"github.com/petri-sandbox/petri/schemas/trace"
 )
@@ -65,15 +67,43 @@ func New(emit func(schemas.Behavior)) *Tracker {
 	return &Tracker{emit: emit, procs: map[procKey]*process{}, threads: map[uint32]*thread{}, sum: newSummary()}
 }
 
-// Analyze reads a whole trace. An error is the stream's own: what is broken in
+// A Source gives the records of a trace, one after the other, each valid until the
+// next: a [trace.Reader] or a [stap.Reader].
+type Source interface {
+	Next() (*trace.Record, error)
+	Totals() trace.Totals
+}
+
+// Open returns the source of the trace in r, which is SystemTap's text if it
+// begins so.
+func Open(r io.Reader) (Source, error) {
+	b := bufio.NewReader(r)
+	start, err := b.Peek(len(stap.Magic))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if string(start) == stap.Magic {
+		return stap.NewReader(b), nil
+	}
+	return trace.NewReader(b), nil
+}
+
+// Analyze reads a whole trace, of either format. An error is the stream's own: what is broken in
 // the trace is counted in the result.
 func Analyze(r io.Reader, emit func(schemas.Behavior)) (schemas.BehaviorResult, error) {
 	t := New(emit)
-	tr := trace.NewReader(r)
+	src, err := Open(r)
+	if err != nil {
+		return schemas.BehaviorResult{}, err
+	}
 	for {
-		rec, err := tr.Next()
+		rec, err := src.Next()
 		if errors.Is(err, io.EOF) {
-			return t.Result(tr.Totals()), nil
+			result := t.Result(src.Totals())
+			if text, ok := src.(*stap.Reader); ok {
+				result.Gaps = append(text.Gaps(), result.Gaps...)
+			}
+			return result, nil
 		}
 		if err != nil {
 			return schemas.BehaviorResult{}, err
@@ -128,6 +158,12 @@ func (t *Tracker) begun(th *thread) {
 // together, and has it handled once it is known how it ended.
 func (t *Tracker) syscall(r *trace.Record) {
 	th := t.threadOf(r)
+	if a := r.Attached(trace.NoArg, trace.Comm); a != nil { // only of a source that says it with every call
+		th.comm = string(a.Data)
+		if th.proc.info.Comm == "" {
+			th.proc.info.Comm = Printable(th.comm)
+		}
+	}
 	if r.Flags&trace.Entry != 0 {
 		t.forget(th)
 		t.count(th, r)
@@ -144,11 +180,13 @@ func (t *Tracker) syscall(r *trace.Record) {
 		shown := th.shown
 		th.pending = nil
 		t.handle(th, merge(p, r), shown)
-	case th.flushed != nil && th.flushed.begin == r.Begin:
+	case th.flushed != nil && th.flushed.begin == r.Begin && r.Untold == 0:
 		// A flush has told of it while it was under way.
 		same := *r
 		same.Number = th.flushed.number
-		th.flushed = nil
+		if r.Flags&trace.Unfinished == 0 { // another flush may have come meanwhile
+			th.flushed = nil
+		}
 		t.handle(th, &same, true)
 	default:
 		t.count(th, r)
@@ -202,7 +240,12 @@ func (t *Tracker) handle(th *thread, r *trace.Record, again bool) {
 	if r.Finished() {
 		c.errno = r.ABI.Errno(r.Result)
 	}
-	if f := handlers[c.desc.Name]; f != nil {
+	f := handlers[c.desc.Name]
+	switch {
+	case f == nil:
+	case !c.told():
+		t.sum.untold++
+	default:
 		f(c)
 	}
 }

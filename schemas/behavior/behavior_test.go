@@ -334,3 +334,21 @@ func TestBounds(t *testing.T) {
 		t.Errorf("%d records, %d calls", r.Records, r.Syscalls["execve"])
 	}
 }
+
+// TestFlushedTwice: a call that several flushes have told of while it was under way
+// is one call.
+func TestFlushedTwice(t *testing.T) {
+	number, _ := sysno.AMD64.Number("openat")
+	seen := map[uint64]bool{}
+	tracker := behavior.New(func(b schemas.Behavior) { seen[b.Record] = true })
+	for i, flags := range []trace.Flags{trace.Unfinished, trace.Unfinished, trace.Unfinished, 0} {
+		tracker.Add(&trace.Record{
+			Number: uint64(i), Type: trace.Syscall, ABI: sysno.AMD64, TID: 7, Call: uint32(number), Begin: 1, N: 4, Flags: flags, Result: 3,
+			Attachments: []trace.Attachment{{Arg: 1, Kind: trace.String, Data: []byte("/tmp/fifo")}},
+		})
+	}
+	r := tracker.Result(trace.Totals{})
+	if n := r.Syscalls["openat"]; n != 1 || len(seen) != 1 || len(r.Files) != 1 || r.Files[0].Opens != 1 {
+		t.Errorf("%d calls, records %v, files %+v", n, seen, r.Files)
+	}
+}

@@ -25,6 +25,18 @@ func (c *call) done() bool { return c.r.Finished() && c.errno == "" }
 // maybe reports whether the call has not failed, as far as is known.
 func (c *call) maybe() bool { return c.errno == "" }
 
+// told reports whether everything is known that a handler looks at: all values,
+// of which NULL and pointers to what has no text are none.
+func (c *call) told() bool {
+	for i, g := range c.desc.Args {
+		if c.r.Untold.Arg(i) && !g.Type.Pointer() {
+			return false
+		}
+	}
+	// The flags are in a structure, whose byte order is that of the CPU.
+	return c.r.Untold&trace.UntoldCPU == 0 || c.desc.Name != "openat2"
+}
+
 func (c *call) int(i int) int    { return int(int32(c.r.Args[i])) }
 func (c *call) u64(i int) uint64 { return c.r.Args[i] }
 func (c *call) result() int      { return int(int32(c.r.Result)) }
@@ -55,7 +67,10 @@ func (c *call) text(i int) string {
 // event is the call's event, which lacks only its object.
 func (c *call) event(category, action string) schemas.Behavior {
 	b := c.t.event(c.th, c.r, category, action)
-	b.Syscall, b.ABI = c.desc.Name, c.r.ABI.String()
+	b.Syscall = c.desc.Name
+	if c.r.Untold&trace.UntoldCPU == 0 {
+		b.ABI = c.r.ABI.String()
+	}
 	if c.r.Finished() {
 		result := c.r.Result // the record is another's
 		b.Result, b.Errno = &result, c.errno
@@ -131,6 +146,7 @@ var handlers = map[string]func(*call){
 	"ftruncate":    func(c *call) { c.truncate(c.pathOf(c.int(0))) },
 	"ftruncate64":  func(c *call) { c.truncate(c.pathOf(c.int(0))) },
 	"mount":        (*call).mount,
+	"fsmount":      (*call).fsmount,
 	"move_mount":   func(c *call) { c.mountAt(c.pathAt(2, 3), c.pathAt(0, 1).raw, "") },
 	"pivot_root":   func(c *call) { c.mountAt(c.pathAt(-1, 0), c.text(1), "pivot_root") },
 	"umount":       func(c *call) { c.mountAt(c.pathAt(-1, 0), "", "umount") },

@@ -5,6 +5,7 @@ package behavior
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -97,6 +98,8 @@ func (c *call) pathAt(dir, i int) name {
 func (c *call) noName(i int) name {
 	s := "<unreadable>"
 	switch {
+	case c.r.Untold.Arg(i):
+		s = "<not said>"
 	case c.u64(i) == 0:
 		s = "<null>"
 	case c.r.Flags&trace.NoEntry != 0:
@@ -234,8 +237,28 @@ func (c *call) truncate(n name) {
 	c.touch(n, "truncate")
 }
 
+// kernelsOwn are the file systems that a sample makes no files on.
+var kernelsOwn = []string{"proc", "sysfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "mqueue", "bpf"}
+
 func (c *call) mount() {
+	// MS_REMOUNT, MS_BIND, MS_MOVE and four for propagation mount nothing new, and
+	// MS_MGC_VAL takes the upper half (include/uapi/linux/mount.h).
+	const old, magic, upper = 1<<5 | 1<<12 | 1<<13 | 1<<17 | 1<<18 | 1<<19 | 1<<20, 0xc0ed0000, 0xffff0000
+	flags := c.u64(3)
+	if flags&upper == magic {
+		flags &^= upper
+	}
+	if flags&old == 0 && !slices.Contains(kernelsOwn, c.text(2)) {
+		c.fsmount()
+	}
 	c.mountAt(c.pathAt(-1, 1), c.text(0), c.r.ABI.FlagNames(sysno.SetMount, c.u64(3)))
+}
+
+// fsmount makes a file system that is not the overlay which is collected.
+func (c *call) fsmount() {
+	if c.done() {
+		c.t.sum.gap("a file system was mounted: the files on it are not collected")
+	}
 }
 
 func (c *call) mountAt(n name, source, flags string) {

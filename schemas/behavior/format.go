@@ -34,7 +34,11 @@ func Format(r *trace.Record) string {
 		if r.Args[5]&trace.ShareThread != 0 {
 			kind = "thread"
 		}
-		return fmt.Sprintf("+++ new %s %d +++", kind, r.Args[2])
+		child := r.Args[2]
+		if r.Untold.Arg(2) { // of the thread
+			child = r.Args[3]
+		}
+		return fmt.Sprintf("+++ new %s %d +++", kind, child)
 	case trace.Exec:
 		return "+++ executing " + formatExec(r) + " +++"
 	case trace.Exit:
@@ -51,12 +55,24 @@ func Format(r *trace.Record) string {
 	return fmt.Sprintf("+++ record of type %d +++", r.Type)
 }
 
+// Thread is the number by which a record's thread is called in the sample's view,
+// or its process where that is all that is known.
+func Thread(r *trace.Record) uint32 {
+	if r.Untold&trace.UntoldCPU != 0 {
+		return r.Who.NSPID
+	}
+	return r.Who.NSTID
+}
+
 // Text writes a whole trace, a line per record that begins with the numbers of
 // process and thread in the sample's view.
 func Text(w io.Writer, r io.Reader) error {
-	tr := trace.NewReader(r)
+	src, err := Open(r)
+	if err != nil {
+		return err
+	}
 	for {
-		rec, err := tr.Next()
+		rec, err := src.Next()
 		if err == io.EOF {
 			return nil
 		}
@@ -81,7 +97,7 @@ func formatExec(r *trace.Record) string {
 func formatCall(r *trace.Record) string {
 	c := r.Describe()
 	name := c.Name
-	if r.ABI != sysno.AMD64 && r.ABI != 0 { // most are; others say so
+	if r.ABI != sysno.AMD64 && r.ABI != 0 && r.Untold&trace.UntoldCPU == 0 { // most are; others say so
 		name = r.ABI.String() + ":" + name
 	}
 	if r.Flags&trace.Continued != 0 {
@@ -95,7 +111,7 @@ func formatCall(r *trace.Record) string {
 	}
 	var args []string
 	for i := range c.Args {
-		if c.Args[i].Type == sysno.Mode && i > 0 && c.Args[i-1].Set == sysno.SetOpen && !creates(r, r.Args[i-1]) {
+		if c.Args[i].Type == sysno.Mode && i > 0 && c.Args[i-1].Set == sysno.SetOpen && !r.Untold.Arg(i) && !creates(r, r.Args[i-1]) {
 			break // open takes a mode only if it may create
 		}
 		args = append(args, formatArg(r, c, i))
@@ -144,6 +160,9 @@ func formatArg(r *trace.Record, c sysno.Call, i int) string {
 		if a := &r.Attachments[j]; int(a.Arg) == i {
 			return formatAttached(r, c, i, a)
 		}
+	}
+	if r.Untold.Arg(i) {
+		return "?"
 	}
 	switch g.Type {
 	case sysno.Int, sysno.FD, sysno.PID, sysno.UID, sysno.GID:

@@ -207,6 +207,9 @@ func (t *Tracker) exec(r *trace.Record) {
 	b.Process = &schemas.ProcessBehavior{
 		PID: p.info.PID, Start: p.info.Start, Path: p.info.Path, Argv: p.info.Argv, ArgvOmitted: p.info.ArgvOmitted, UID: &uid,
 	}
+	if r.Untold.Arg(5) {
+		b.Process.UID = nil
+	}
 	if a := r.Attached(trace.NoArg, trace.Interp); a != nil {
 		b.Process.Name = Printable(string(a.Data))
 	}

@@ -17,6 +17,7 @@ import (
 type summary struct {
 	records   uint64
 	untracked uint64
+	untold    uint64 // calls whose arguments are not known
 	files     map[string]*file
 	addresses map[addressKey]*schemas.NetworkActivity
 	calls     map[callKey]uint64
@@ -36,9 +37,10 @@ type addressKey struct {
 }
 
 type callKey struct {
-	abi  sysno.ABI
-	call uint32
-	mux  uint8
+	abi    sysno.ABI
+	call   uint32
+	mux    uint8
+	untold bool // the ABI means nothing
 }
 
 func newSummary() summary {
@@ -51,7 +53,7 @@ func newSummary() summary {
 func (s *summary) gap(text string) { s.gaps[text] = true }
 
 func (s *summary) syscall(r *trace.Record) {
-	k := callKey{r.ABI, r.Call, r.Mux}
+	k := callKey{r.ABI, r.Call, r.Mux, r.Untold&trace.UntoldCPU != 0}
 	if _, ok := s.calls[k]; !ok && len(s.calls) >= maxCallNames {
 		s.omitted["syscalls"]++
 		return
@@ -189,7 +191,7 @@ func (t *Tracker) Result(totals trace.Totals) schemas.BehaviorResult {
 	})
 	for k, n := range t.sum.calls {
 		name := sysno.Lookup(k.abi, uint64(k.call), k.mux).Name
-		if t.main != 0 && k.abi != t.main {
+		if t.main != 0 && k.abi != t.main && !k.untold {
 			name = k.abi.String() + ":" + name
 		}
 		r.Syscalls[name] += n
@@ -219,5 +221,6 @@ func (t *Tracker) gaps(totals trace.Totals) []string {
 	add(totals.Skipped, "bytes of the trace are none")
 	add(totals.Unreadable, "arguments could not be read in the guest")
 	add(t.sum.untracked, "tasks could not be recorded for lack of memory")
+	add(t.sum.untold, "calls of which not all arguments are known count for nothing else")
 	return gaps
 }

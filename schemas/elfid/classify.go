@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 	"unicode/utf8"
 
@@ -120,16 +121,37 @@ func script(b []byte) schemas.SampleType {
 		line = line[:i]
 	}
 	t.Interpreter = text(strings.Trim(string(line), " \t"))
-	path, _, _ := strings.Cut(strings.ReplaceAll(t.Interpreter, "\t", " "), " ")
-	t.Description = fmt.Sprintf("script for %q", path)
+	interpreter, _ := Interpreter(t.Interpreter)
+	t.Description = fmt.Sprintf("script for %q", interpreter)
 	switch {
-	case path == "":
+	case interpreter == "":
 		t.Description = "script without an interpreter"
 		t.Unsupported = "there is nothing behind #!"
 	case strings.HasSuffix(t.Interpreter, "\r"):
 		t.Description += ", with CRLF line ends, which Linux takes as part of the interpreter line"
 	}
 	return t
+}
+
+// Interpreter takes what follows #! apart: the path of the interpreter, and if that
+// is env the name of the program that it looks for, of which Linux makes one argument
+// whatever spaces it has. Where env is given options or a variable, none is told.
+func Interpreter(line string) (interpreter, program string) {
+	interpreter, argument, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
+	argument = strings.Trim(argument, " ")
+	if path.Base(interpreter) != "env" || strings.HasPrefix(argument, "-") || strings.ContainsAny(argument, "=/") {
+		return interpreter, ""
+	}
+	return interpreter, argument
+}
+
+// SplitsArgument reports whether what follows #! is env with the option that makes
+// words of its one argument, which busybox's env does not have.
+func SplitsArgument(line string) bool {
+	interpreter, argument, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
+	argument, _, _ = strings.Cut(strings.TrimLeft(argument, " "), " ")
+	short := strings.HasPrefix(argument, "-") && !strings.HasPrefix(argument, "--") && strings.Contains(argument, "S")
+	return path.Base(interpreter) == "env" && (short || strings.HasPrefix(argument, "--split-string"))
 }
 
 // magics are what people submit by mistake or to other analyzers.

@@ -14,12 +14,15 @@ const (
 	dtRunPath = 29
 	dtFlags1  = 0x6ffffffb
 	dtBindNow = 24
+	dtVerNeed = 0x6ffffffe
 
 	df1Now = 1
 	df1PIE = 0x08000000
 	dfNow  = 8
 
 	maxDynamic = 32 << 10 // bytes
+
+	verFlagWeak = 2
 	// maxStrings bounds the bytes read for strings, so that everything else
 	// fits into [MaxRead] besides.
 	maxStrings = 512 << 10
@@ -55,6 +58,7 @@ func (f *file) readDynamic() {
 		rpath, runpath   []uint64
 		soname           uint64
 		haveSOName       bool
+		verneed          uint64
 	)
 	get := func(b []byte) uint64 {
 		if f.wide {
@@ -83,6 +87,8 @@ func (f *file) readDynamic() {
 			flags1 = val
 		case dtBindNow:
 			bindNow = true
+		case dtVerNeed:
+			verneed = val
 		}
 	}
 	if !ends {
@@ -124,9 +130,48 @@ func (f *file) readDynamic() {
 	f.id.Needed = list(needed, maxNeeded, &f.cut.Needed)
 	f.id.RPath = list(rpath, maxPaths, &f.cut.Needed)
 	f.id.RunPath = list(runpath, maxPaths, &f.cut.Needed)
+	if verneed != 0 {
+		f.readVersions(verneed, enough, str)
+	}
 	if haveSOName && f.in.left >= enough {
 		f.id.SOName, _ = str(soname)
 	}
 	f.id.PIE = f.id.ObjectType == "dyn" && (flags1&df1PIE != 0 ||
 		f.id.SOName == "" && (f.id.Interpreter != "" || f.hdr.entry != 0 && len(f.id.Needed) == 0))
+}
+
+// readVersions reads which versions of its libraries' symbols the file needs: where
+// a library lacks one, the loader ends the program before any of it runs. enough is
+// how much of the budget stays for others.
+func (f *file) readVersions(addr uint64, enough int, str func(uint64) (string, bool)) {
+	u16 := func(b []byte) uint16 { return f.order.Uint16(b) }
+	u32 := func(b []byte) uint64 { return uint64(f.order.Uint32(b)) }
+	for range maxNeeded {
+		off, left, ok := f.offset(addr)
+		b := f.in.at(off, 16) // Elfxx_Verneed: version, count, file, first, next
+		if !ok || left < 16 || len(b) < 16 || f.in.left < enough {
+			f.cut.Versions++
+			return
+		}
+		library, ok := str(u32(b[4:]))
+		for aux, n := off+u32(b[8:]), int(u16(b[2:])); ok && n > 0; n-- {
+			v := f.in.at(aux, 16) // Elfxx_Vernaux: hash, flags, other, name, next
+			if len(v) < 16 || f.in.left < enough || len(f.id.Versions) == maxNeeded {
+				f.cut.Versions += n
+				break
+			}
+			if name, ok := str(u32(v[8:])); ok && u16(v[4:])&verFlagWeak == 0 {
+				f.id.Versions = append(f.id.Versions, library+" "+name)
+			}
+			if u32(v[12:]) == 0 {
+				break
+			}
+			aux += u32(v[12:])
+		}
+		if u32(b[12:]) == 0 {
+			return
+		}
+		addr += u32(b[12:])
+	}
+	f.cut.Versions++
 }

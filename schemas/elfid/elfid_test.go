@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -422,6 +423,20 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
+func TestInterpreter(t *testing.T) {
+	for line, want := range map[string][2]string{
+		"/bin/sh -e": {"/bin/sh", ""}, "/usr/bin/python3\t-u": {"/usr/bin/python3", ""}, "": {"", ""},
+		"/usr/bin/env python3": {"/usr/bin/env", "python3"}, "/usr/bin/env \tperl": {"/usr/bin/env", "perl"},
+		"/usr/bin/env python3 -u": {"/usr/bin/env", "python3 -u"}, "/usr/bin/env": {"/usr/bin/env", ""},
+		"/usr/bin/env -S python3 -u": {"/usr/bin/env", ""}, "/usr/bin/env A=1 sh": {"/usr/bin/env", ""},
+		"/usr/bin/env /bin/sh": {"/usr/bin/env", ""}, "/usr/bin/env python3\r": {"/usr/bin/env", "python3\r"},
+	} {
+		if path, program := elfid.Interpreter(line); path != want[0] || program != want[1] {
+			t.Errorf("%q: %q, %q, not %q", line, path, program, want)
+		}
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add(pie.Bytes())
 	f.Add(pie.Bytes()[:100])
@@ -469,5 +484,47 @@ func BenchmarkClassify(b *testing.B) {
 	data := pie.Bytes()
 	for b.Loop() {
 		elfid.Classify(bytes.NewReader(data), int64(len(data)))
+	}
+}
+
+// TestVersions reads which versions of their libraries' symbols programs need, of
+// either class and byte order.
+func TestVersions(t *testing.T) {
+	want := []string{"libc.so.6 GLIBC_2.38", "libc.so.6 GLIBC_2.2.5", "libz.so.1 ZLIB_1.2.9"}
+	for _, f := range []elftest.File{{Wide: true, Machine: 62}, {Machine: 8, Big: true}} {
+		f.Type, f.Interpreter, f.Needed, f.Versions = elftest.Dyn, "/lib/ld.so.1", []string{"libc.so.6", "libz.so.1"}, want
+		if id := read(t, f.Bytes()); !slices.Equal(id.Versions, want) || id.Omitted != nil {
+			t.Errorf("machine %d: versions %q, omitted %+v", f.Machine, id.Versions, id.Omitted)
+		}
+	}
+}
+
+// TestManyVersions is of more than are listed, and of a table that leads outside.
+func TestManyVersions(t *testing.T) {
+	f := elftest.File{Wide: true, Type: elftest.Dyn, Machine: 62, Needed: []string{"libc.so.6"}}
+	for i := range 300 {
+		f.Versions = append(f.Versions, fmt.Sprintf("libc.so.6 V_%d", i))
+	}
+	if id := read(t, f.Bytes()); len(id.Versions) != 256 || id.Omitted == nil || id.Omitted.Versions == 0 {
+		t.Errorf("%d versions, omitted %+v", len(id.Versions), id.Omitted)
+	}
+	f.Versions = f.Versions[:2]
+	b := f.Bytes()
+	at := bytes.Index(b, []byte{1, 0, 1, 0}) // the first of the table
+	binary.LittleEndian.PutUint32(b[at+12:], 1<<31)
+	if id := read(t, b); !slices.Equal(id.Versions, f.Versions[:1]) || id.Omitted == nil || id.Omitted.Versions != 1 {
+		t.Errorf("versions %q, omitted %+v", id.Versions, id.Omitted)
+	}
+}
+
+// TestSplitsArgument is of env's option -S.
+func TestSplitsArgument(t *testing.T) {
+	for line, want := range map[string]bool{
+		"/usr/bin/env -S python3 -u": true, "/bin/env \t-vS sh": true, "/usr/bin/env --split-string=sh -x": true, "/usr/bin/env -Ssh": true,
+		"/usr/bin/env sh": false, "/usr/bin/env -i": false, "/usr/bin/env S=1 sh": false, "/bin/sh -S": false, "": false,
+	} {
+		if got := elfid.SplitsArgument(line); got != want {
+			t.Errorf("%q: %v", line, got)
+		}
 	}
 }

@@ -51,6 +51,11 @@ const (
 	Flags
 )
 
+// Pointer reports whether such an argument only points to what matters.
+func (t Type) Pointer() bool {
+	return t == Ptr || t >= Path && t <= Prctl
+}
+
 // An Arg is an argument of a call.
 type Arg struct {
 	Type Type

@@ -210,3 +210,72 @@ func FuzzValues(f *testing.F) {
 		_, _, _ = a.Enum(s, v), a.Signal(int(result)), sysno.CaptureOf(a, v, uint8(result))
 	})
 }
+
+// TestClasses: calls are where people look for them, and what can do the most
+// harm is in some class.
+func TestClasses(t *testing.T) {
+	for _, test := range []struct {
+		call string
+		want sysno.Class
+	}{
+		{"openat", sysno.ClassFile | sysno.ClassDesc},
+		{"unlink", sysno.ClassFile},
+		{"read", sysno.ClassDesc},
+		{"execve", sysno.ClassFile | sysno.ClassProcess},
+		{"kill", sysno.ClassProcess | sysno.ClassSignal},
+		{"connect", sysno.ClassNetwork | sysno.ClassDesc},
+		{"socketcall", sysno.ClassNetwork},
+		{"mprotect", sysno.ClassMemory},
+		{"init_module", sysno.ClassKernel},
+		{"setuid", sysno.ClassUser},
+		{"nanosleep", sysno.ClassTime},
+		{"sched_yield", 0},
+	} {
+		if got, ok := sysno.ClassOf(test.call); !ok || got != test.want {
+			t.Errorf("%s is of class %b (%v), want %b", test.call, got, ok, test.want)
+		}
+	}
+	for _, name := range []string{"", "opennat"} {
+		if c, ok := sysno.ClassOf(name); ok || c != 0 {
+			t.Errorf("%q is a call of class %b", name, c)
+		}
+	}
+	for i, name := range sysno.ClassNames() {
+		if c, ok := sysno.ParseClass(name); !ok || c != 1<<i {
+			t.Errorf("class %s is %b (%v)", name, c, ok)
+		}
+	}
+	if _, ok := sysno.ParseClass("nothing"); ok {
+		t.Error("there is a class nothing")
+	}
+}
+
+// TestParseNames: what a value is called, it is read as again.
+func TestParseNames(t *testing.T) {
+	for _, a := range all() {
+		for _, s := range []sysno.Set{sysno.SetOpen, sysno.SetClone, sysno.SetMap, sysno.SetProt, sysno.SetSock, sysno.SetAf, sysno.SetPtrace} {
+			for _, v := range []uint64{0, 1, 2, 0o101, 0o2000000, 0o1102, 17, 0x80000, 0x1200011, 0xdeadbeef, 1 << 63} {
+				for _, text := range []string{a.FlagNames(s, v), a.Enum(s, v)} {
+					if got, ok := a.ParseNames(s, text); !ok || got != v {
+						t.Errorf("%v: %#x is %s in set %d, which is read as %#x (%v)", a, v, text, s, got, ok)
+					}
+				}
+			}
+		}
+		for n := range 129 {
+			if got, ok := a.ParseSignal(a.Signal(n)); !ok || got != n {
+				t.Errorf("%v: signal %d is %s, which is read as %d (%v)", a, n, a.Signal(n), got, ok)
+			}
+		}
+		for _, n := range []int{1, 2, 11, 111, 512, 4000} {
+			if got, ok := a.ParseErrno(a.Errno(int64(-n))); !ok || a.Errno(int64(-got)) != a.Errno(int64(-n)) {
+				t.Errorf("%v: error %d is read as %d (%v)", a, n, got, ok)
+			}
+		}
+	}
+	for _, text := range []string{"", "O_NOTHING", "O_RDWR|", "SIGKILL"} {
+		if v, ok := sysno.AMD64.ParseNames(sysno.SetOpen, text); ok {
+			t.Errorf("%q is %#x", text, v)
+		}
+	}
+}

@@ -49,6 +49,27 @@ func (a ABI) Signal(n int) string {
 	return "SIG" + strconv.Itoa(n)
 }
 
+// ParseErrno returns the number of an error's name, the reverse of [ABI.Errno].
+func (a ABI) ParseErrno(name string) (int, bool) {
+	for n := 1; n <= MaxErrno; n++ {
+		if a.Errno(int64(-n)) == name {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
+// ParseSignal returns the number of a signal's name, the reverse of
+// [ABI.Signal].
+func (a ABI) ParseSignal(name string) (int, bool) {
+	for n := range 256 { // as many as clone's flags can hold
+		if a.Signal(n) == name {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
 // A Set is a set of named values, such as the flags of open.
 type Set uint8
 
@@ -129,6 +150,38 @@ func (a ABI) FlagNames(s Set, v uint64) string {
 		out = append(out, formatHex(v))
 	}
 	return strings.Join(out, "|")
+}
+
+// ParseNames returns the value of names and numbers that are or-ed, the reverse
+// of [ABI.FlagNames] and [ABI.Enum]. ok is false if one of them the set does not
+// have on the ABI's CPU.
+func (a ABI) ParseNames(s Set, text string) (v uint64, ok bool) {
+	for word := range strings.SplitSeq(text, "|") {
+		n, ok := a.parseName(s, word)
+		if !ok {
+			return 0, false
+		}
+		v |= n
+	}
+	return v, true
+}
+
+func (a ABI) parseName(s Set, word string) (uint64, bool) {
+	signals := false
+	for _, m := range a.members(s) {
+		if m.kind == 0 && m.name == word {
+			return m.value, true
+		}
+		signals = signals || m.kind == kindSignal
+	}
+	if n, err := strconv.ParseUint(word, 0, 64); err == nil {
+		return n, true
+	}
+	if !signals {
+		return 0, false
+	}
+	n, ok := a.ParseSignal(word)
+	return uint64(n), ok
 }
 
 func maskName(members []member, v uint64) string {

@@ -123,7 +123,7 @@ func (r *Record) size() int {
 
 // Decode reads the record at the beginning of b into r and returns its length.
 // The attachments' bytes are b's own. What Decode accepts, [Record.Append]
-// gives back byte for byte. r.Number and r.Who are left alone.
+// gives back byte for byte. r.Number, r.Who and r.Untold are left alone.
 func (r *Record) Decode(b []byte, order Order) (int, error) {
 	if len(b) < RecordLen {
 		return 0, fmt.Errorf("%w: record of %d bytes", ErrFormat, len(b))

@@ -208,7 +208,21 @@ type Record struct {
 
 	// Who is from the thread's [Task] record; a [Reader] fills it in.
 	Who Identity
+	// Untold is what is not known of it, because another format than this one has
+	// told of it. It is not encoded.
+	Untold Untold
 }
+
+// Untold says what of a record means nothing. Bit i is set if the value of
+// argument i is not known.
+type Untold uint8
+
+// UntoldCPU says that neither CPU nor times nor thread are known: the ABI is one
+// that has such a call, the byte order any, and the TID that of the process.
+const UntoldCPU Untold = 1 << 7
+
+// Arg reports whether the value of argument i is not known.
+func (u Untold) Arg(i int) bool { return i < 6 && u>>i&1 != 0 }
 
 // An Identity is the process that a thread belongs to. The zero value is that of
 // a thread of which nothing is known.

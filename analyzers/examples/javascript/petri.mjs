@@ -6,8 +6,7 @@
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { jetstream } from "@nats-io/jetstream";
-import { Objm } from "@nats-io/obj";
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect, credsAuthenticator } from "@nats-io/transport-node";
 import { decompress } from "fzstd";
 
@@ -15,21 +14,20 @@ const MAX_INPUT = 64 << 20; // bytes of an artifact that are read into memory
 const HEARTBEAT = 3_000; // ms; a task that is silent for 10 s is given to somebody else
 const MAX_ATTEMPTS = 3; // after that a task is answered as failed
 
-// open connects as the environment says: NATS_URL, and NATS_USER with
-// NATS_PASSWORD, or NATS_CREDS, the path of a credentials file, with NATS_CA.
+// open connects as the environment says: NATS_URL, NATS_CREDS, the path of the
+// analyzer's credentials, and NATS_CA, that of the authority of the server's
+// certificate, if it has one.
 export async function open(name) {
-  const { NATS_URL, NATS_USER, NATS_PASSWORD, NATS_CREDS, NATS_CA } = process.env;
-  if (!NATS_URL) {
-    throw new Error("NATS_URL is not set (petri keeps it in the file nats.json of its data directory)");
+  const { NATS_URL, NATS_CREDS, NATS_CA } = process.env;
+  if (!NATS_URL || !NATS_CREDS) {
+    throw new Error("NATS_URL or NATS_CREDS is not set (nats.json in petri's data directory has the one, petri bus user DIR analyzer NAME makes the other)");
   }
-  const options = { servers: NATS_URL, name, maxReconnectAttempts: -1 };
-  if (NATS_CREDS) {
-    options.authenticator = credsAuthenticator(readFileSync(NATS_CREDS));
-    const user = /-----BEGIN NATS USER JWT-----\s+\S+?\.(\S+?)\./.exec(readFileSync(NATS_CREDS, "utf8"));
-    options.inboxPrefix = "_INBOX_" + JSON.parse(Buffer.from(user[1], "base64url")).name;
-  } else if (NATS_USER) {
-    Object.assign(options, { user: NATS_USER, pass: NATS_PASSWORD, inboxPrefix: "_INBOX_" + NATS_USER });
-  }
+  const creds = readFileSync(NATS_CREDS);
+  const user = /-----BEGIN NATS USER JWT-----\s+\S+?\.(\S+?)\./.exec(creds.toString());
+  const options = {
+    servers: NATS_URL, name, maxReconnectAttempts: -1, authenticator: credsAuthenticator(creds),
+    inboxPrefix: "_INBOX_" + JSON.parse(Buffer.from(user[1], "base64url")).name, // nobody may listen elsewhere
+  };
   if (NATS_CA) {
     options.tls = { caFile: NATS_CA };
   }
@@ -102,7 +100,7 @@ async function answer(nc, js, m, info, instance, analyze) {
   } else if (artifact.size > MAX_INPUT) {
     Object.assign(done, { status: "skipped", error: `${artifact.size} bytes are more than ${MAX_INPUT}` });
   } else {
-    const bytes = await read(js, artifact);
+    const bytes = await read(nc, artifact);
     try {
       done.findings = await analyze(bytes, artifact);
     } catch (err) {
@@ -116,23 +114,27 @@ async function answer(nc, js, m, info, instance, analyze) {
 }
 
 // read returns an artifact's bytes, verified. The store holds them as frames of
-// zstd, in the layout of any NATS object bucket.
-async function read(js, artifact) {
-  const bucket = await new Objm(js).open("ART");
-  const object = await bucket.get(artifact.sha256);
-  if (!object) {
+// zstd, in the layout of any NATS object bucket. An analyzer may not make the
+// consumer with which clients read one: it asks for message after message.
+async function read(nc, artifact) {
+  const { streams } = await jetstreamManager(nc);
+  const name = Buffer.from(artifact.sha256).toString("base64url").padEnd(88, "=");
+  const meta = await streams.getMessage("OBJ_ART", { last_by_subj: `$O.ART.M.${name}` });
+  const info = meta?.json();
+  if (!info || info.deleted) {
     throw new Error(`the store has no ${artifact.sha256}`);
   }
-  if (Number(object.info.metadata.raw_size) !== artifact.size) {
-    throw new Error(`${artifact.sha256} has ${object.info.metadata.raw_size} bytes, not ${artifact.size}`);
+  if (Number(info.metadata.raw_size) !== artifact.size) {
+    throw new Error(`${artifact.sha256} has ${info.metadata.raw_size} bytes, not ${artifact.size}`);
   }
   const chunks = [];
-  for await (const chunk of object.data) {
-    chunks.push(chunk);
-  }
-  const error = await object.error;
-  if (error) {
-    throw error;
+  for (let seq = 1; chunks.length < info.chunks;) {
+    const chunk = await streams.getMessage("OBJ_ART", { seq, next_by_subj: `$O.ART.C.${info.nuid}` });
+    if (!chunk) {
+      throw new Error(`the store has ${chunks.length} of the ${info.chunks} chunks of ${artifact.sha256}`);
+    }
+    chunks.push(chunk.data);
+    seq = chunk.seq + 1;
   }
   // Given room for what was announced, more than that cannot come out.
   const bytes = artifact.size ? Buffer.from(decompress(Buffer.concat(chunks), new Uint8Array(artifact.size))) : Buffer.alloc(0);

@@ -3,7 +3,7 @@
 // An analyzer that finds URLs in samples and in the files that they leave
 // behind:
 //
-//   NATS_URL=nats://127.0.0.1:4222 NATS_USER=… NATS_PASSWORD=… node urls.mjs
+//   NATS_URL=nats://127.0.0.1:4222 NATS_CREDS=… node urls.mjs
 //
 // It runs until it is told to stop. Any number may run at a time.
 

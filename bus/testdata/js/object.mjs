@@ -3,14 +3,15 @@
 // Reads an object of Petri's store with a NATS client that Petri did not write,
 // and writes its bytes, as they are stored, to standard output:
 //
-//   NATS_URL=nats://127.0.0.1:4222 NATS_USER=… NATS_PASSWORD=… node object.mjs SHA256
+//   NATS_URL=nats://127.0.0.1:4222 NATS_CREDS=… node object.mjs SHA256
 
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { Objm } from "@nats-io/obj";
-import { connect } from "@nats-io/transport-node";
+import { connect, credsAuthenticator } from "@nats-io/transport-node";
 
-const { NATS_URL, NATS_USER, NATS_PASSWORD } = process.env;
-const nc = await connect({ servers: NATS_URL, user: NATS_USER, pass: NATS_PASSWORD, name: "independent client" });
+const { NATS_URL, NATS_CREDS } = process.env;
+const nc = await connect({ servers: NATS_URL, authenticator: credsAuthenticator(readFileSync(NATS_CREDS)), name: "independent client" });
 try {
   const object = await (await new Objm(nc).open("ART")).get(process.argv[2]);
   if (!object) {

@@ -4,25 +4,26 @@
 // that Petri did not write, and prints a line of JSON per event:
 // {"seq": …, "subject": …, "event": …}, the event byte for byte as stored.
 //
-//   NATS_URL=nats://127.0.0.1:4222 NATS_USER=… NATS_PASSWORD=… \
+//   NATS_URL=nats://127.0.0.1:4222 NATS_CREDS=… \
 //     node order.mjs TENANT ANALYSIS
 //
 // It needs to know the stream's name and the form of the subjects, and nothing
 // else of Petri.
 
+import { readFileSync } from "node:fs";
 import { jetstream } from "@nats-io/jetstream";
-import { connect } from "@nats-io/transport-node";
+import { connect, credsAuthenticator } from "@nats-io/transport-node";
 
 const STREAM = "LOG";
 const PATIENCE = 10_000; // ms without a message before it gives up
 
 async function main() {
   const [tenant, analysis] = process.argv.slice(2);
-  const { NATS_URL, NATS_USER, NATS_PASSWORD } = process.env;
-  if (!tenant || !analysis || !NATS_URL) {
-    throw new Error("usage: NATS_URL=… NATS_USER=… NATS_PASSWORD=… node order.mjs TENANT ANALYSIS");
+  const { NATS_URL, NATS_CREDS } = process.env;
+  if (!tenant || !analysis || !NATS_URL || !NATS_CREDS) {
+    throw new Error("usage: NATS_URL=… NATS_CREDS=… node order.mjs TENANT ANALYSIS");
   }
-  const nc = await connect({ servers: NATS_URL, user: NATS_USER, pass: NATS_PASSWORD, name: "independent client", timeout: PATIENCE });
+  const nc = await connect({ servers: NATS_URL, authenticator: credsAuthenticator(readFileSync(NATS_CREDS)), name: "independent client", timeout: PATIENCE });
   try {
     await read(nc, `petri.${tenant}.${analysis}.>`);
   } finally {

@@ -18,14 +18,14 @@ import (
 // natives are the ABIs of kernels, by Go's names of CPUs.
 var natives = map[string]sysno.ABI{
 	"386": sysno.I386, "amd64": sysno.AMD64, "arm": sysno.ARM, "arm64": sysno.ARM64, "mips": sysno.MIPSO32, "mipsle": sysno.MIPSO32,
-	"mips64le": sysno.MIPSN64, "ppc64le": sysno.PPC64, "riscv64": sysno.RISCV64, "s390x": sysno.S390X,
+	"mips64le": sysno.MIPSN64, "ppc64": sysno.PPC64, "ppc64le": sysno.PPC64, "riscv64": sysno.RISCV64, "s390x": sysno.S390X,
 }
 
 // audited are the ABIs by the kernel's numbers of CPUs (linux/audit.h).
 var audited = map[uint32]sysno.ABI{
 	0xc000003e: sysno.AMD64, 0x40000003: sysno.I386, 0xc00000b7: sysno.ARM64, 0x40000028: sysno.ARM,
 	0x8: sysno.MIPSO32, 0x40000008: sysno.MIPSO32, 0xc0000008: sysno.MIPSN64,
-	0xc0000015: sysno.PPC64, 0x80000016: sysno.S390X, 0xc00000f3: sysno.RISCV64,
+	0x14: sysno.PPC, 0x80000015: sysno.PPC64, 0xc0000015: sysno.PPC64, 0x80000016: sysno.S390X, 0xc00000f3: sysno.RISCV64,
 }
 
 func abiOf(arch uint32, call uint64) sysno.ABI {

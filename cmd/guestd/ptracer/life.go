@@ -138,6 +138,31 @@ func (l *loop) releaseAll() (err error) {
 	return err
 }
 
+// reappeared takes up the first thread of a process, which has told of its end:
+// another one has executed a program and has its number now. It is nil if that one
+// is not known.
+func (l *loop) reappeared(tid uint32) *task {
+	msg, err := unix.PtraceGetEventMsg(int(tid))
+	old := l.tasks[uint32(msg)]
+	if err != nil || old == nil {
+		return nil
+	}
+	delete(l.tasks, old.tid)
+	l.enc.Forget(old.tid)
+	l.enc.Forget(tid)
+	t := old.moved(tid)
+	l.tasks[tid] = t
+	return t
+}
+
+// moved is a thread that has executed a program and so got the number of the
+// first.
+func (t *task) moved(tid uint32) *task {
+	m := &task{tid: tid, tgid: t.tgid, armed: t.armed, open: t.open, entered: t.entered, rec: t.rec}
+	m.rec.TID = tid
+	return m
+}
+
 func (l *loop) executed(t *task) error {
 	msg, err := unix.PtraceGetEventMsg(int(t.tid))
 	if err != nil {
@@ -150,8 +175,7 @@ func (l *loop) executed(t *task) error {
 		l.process(t.tgid).threads--
 		l.enc.Forget(old.tid)
 		l.enc.Forget(t.tid)
-		*t = task{tid: t.tid, armed: old.armed, open: old.open, entered: old.entered, rec: old.rec}
-		t.rec.TID = t.tid
+		*t = *old.moved(t.tid)
 	}
 	if t.armed {
 		t.armed = false

@@ -234,14 +234,17 @@ func (l *loop) stop(tid uint32, st syscall.WaitStatus) error {
 	if !st.Stopped() {
 		return nil
 	}
-	t := l.tasks[tid]
+	t, event := l.tasks[tid], int(uint32(st))>>16
+	if t == nil && event == unix.PTRACE_EVENT_EXEC {
+		t = l.reappeared(tid)
+	}
 	if t == nil { // its parent's stop comes later, and is to be told of before
 		l.adopt(tid).held = true
 		return nil
 	}
 	signal := 0
 	var err error
-	switch event := int(uint32(st)) >> 16; {
+	switch {
 	case st.StopSignal() == sigSyscall:
 		err = l.atCall(t)
 	case event == unix.PTRACE_EVENT_FORK || event == unix.PTRACE_EVENT_VFORK || event == unix.PTRACE_EVENT_CLONE:

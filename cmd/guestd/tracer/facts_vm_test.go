@@ -221,6 +221,20 @@ func (f *facts) line(t *testing.T, want string) {
 	}
 }
 
+// has reports whether there are these events, in this order, others between them.
+func (f *facts) has(t *testing.T, want ...string) {
+	t.Helper()
+	left := want
+	for _, e := range f.events {
+		if len(left) > 0 && e == left[0] {
+			left = left[1:]
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("there is no %q after %q in %q", left[0], want[:len(want)-len(left)], f.events)
+	}
+}
+
 // family lists the processes: which is whose child, and how each ended.
 func (f *facts) family() (out []string) {
 	index := map[[2]uint64]int{}
@@ -580,10 +594,76 @@ func factTests() []factTest {
 				`1 process.exit 0`,
 			},
 			check: func(t *testing.T, f *facts) {
+				if g := f.result.Gaps; len(g) != 2 || !strings.HasPrefix(g[0], "a file system was mounted") || !strings.HasPrefix(g[1], "io_uring was used") {
+					t.Errorf("gaps: %q", f.result.Gaps)
+				}
+				f.result.Gaps = nil
+			},
+		},
+		{
+			// What it creates through the ring is not in the trace, and that is said.
+			// The ring's worker is a thread of the process, and may be its last.
+			name: "uring", family: []string{"1 of 0, uring, 0"},
+			events: []string{
+				exec + `uring ["/usr/bin/uring"]`,
+				`1 kernel.io_uring`,
+				`1 process.fork thread`,
+				`1 process.exit 0`,
+			},
+			check: func(t *testing.T, f *facts) {
 				if len(f.result.Gaps) != 1 || !strings.HasPrefix(f.result.Gaps[0], "io_uring was used") {
 					t.Errorf("gaps: %q", f.result.Gaps)
 				}
 				f.result.Gaps = nil
+			},
+		},
+		{
+			name: "execveat", status: 13 << 8, family: []string{"1 of 0, execveat, 13"},
+			events: []string{
+				exec + `execveat ["/usr/bin/execveat"]`,
+				`1 file.open /proc/self/exe O_RDONLY`,
+				`1 file.create /tmp/copy O_WRONLY|O_CREAT 0700`,
+				`1 file.write /tmp/copy`,
+				`1 file.open /tmp O_RDONLY|O_DIRECTORY|O_PATH`,
+				`1 process.exec /tmp/copy ["execveat" "1"]`,
+				`1 file.open /tmp/copy O_RDONLY`,
+				`1 file.delete /tmp/copy`,
+				`1 process.exec /tmp/copy ["execveat" "2"]`,
+				`1 process.exec /usr/bin/execveat ["execveat" "3"]`,
+				`1 process.exit 13`,
+			},
+		},
+		{
+			name: "script", status: 17 << 8, family: []string{"1 of 0, script, 17", "2 of 1, busybox, 0"},
+			check: func(t *testing.T, f *facts) {
+				f.has(t,
+					`1 file.create /tmp/script O_WRONLY|O_CREAT 0700`,
+					`1 process.exec /tmp/script ["/bin/busybox" "sh" "/tmp/script" "argument"] /bin/busybox`,
+					`1 file.open /tmp/script O_RDONLY|O_CLOEXEC`,
+					`1 file.create /tmp/by-script O_WRONLY|O_CREAT|O_TRUNC 0666`,
+					`1 file.write /tmp/by-script "from a script\n"`,
+					`2 process.exec /bin/busybox ["/bin/busybox" "rm" "/tmp/by-script"]`,
+					`2 file.delete /tmp/by-script`,
+					`1 process.exit 17`)
+			},
+		},
+		{
+			name: "daemon", global: true,
+			family: []string{"1 of 0, daemon, 0", "2 of 1, daemon, 0", "3 of 2, kworker/u2:1, 21"},
+			check: func(t *testing.T, f *facts) {
+				f.has(t, `1 process.fork`, `1 process.exit 0`)
+				f.has(t,
+					`2 process.fork`,
+					`2 process.exit 0`,
+					`3 file.delete /usr/bin/daemon`,
+					`3 process.rename kworker/u2:1`,
+					`3 file.create /tmp/bot O_WRONLY|O_CREAT 0600`,
+					`3 file.write /tmp/bot "in the background"`,
+					`3 process.exit 21`)
+				// It cannot rename what it has executed.
+				if p := f.result.Processes[2]; p.Path != "/usr/bin/daemon" || !slices.Equal(p.Argv, []string{"/usr/bin/daemon"}) {
+					t.Errorf("%+v", p)
+				}
 			},
 		},
 		{
@@ -703,7 +783,7 @@ func TestFacts(t *testing.T) {
 func TestFallback(t *testing.T) {
 	m := start(t)
 	m.load(request{PTrace: true})
-	same := []string{"int80", "mux", "vforkexec", "doublefork", "rename", "memfd", "killed", "rwx", "paths", "connect", "kernel"}
+	same := []string{"int80", "mux", "vforkexec", "doublefork", "rename", "memfd", "killed", "rwx", "paths", "connect", "kernel", "execveat"}
 	for _, test := range factTests() {
 		if !slices.Contains(same, test.name) {
 			continue

@@ -79,6 +79,14 @@ var cpus = map[string]guestCPU{
 			IP: 296, IP32: 296, Number: offNone, SP: 232,
 		},
 	},
+	"ppc64": {
+		native: sysno.PPC64, compat: sysno.PPC, numberMask: ^uint32(0),
+		compatMask: 1 << 20, compatAt: 128 + 4, // TIF_32BIT of flags, which begins a cache line
+		regs: registers{
+			Args: [6]uint32{272, 32, 40, 48, 56, 64}, Compat: [6]uint32{276, 36, 44, 52, 60, 68},
+			IP: 256, IP32: 260, SP: offNone,
+		},
+	},
 	"ppc64le": {
 		native: sysno.PPC64, numberMask: ^uint32(0),
 		regs: registers{Args: [6]uint32{272, 32, 40, 48, 56, 64}, IP: 256, SP: offNone},

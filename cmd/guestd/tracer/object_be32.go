@@ -9,5 +9,11 @@ import _ "embed"
 //go:embed tracer_bpfeb32.o
 var tracerObject []byte
 
+// flatObject is the same without functions, which the compilers of these kernels
+// do not take.
+//
+//go:embed flat_bpfeb32.o
+var flatObject []byte
+
 //go:embed calibrate_bpfeb32.o
 var calibrateObject []byte

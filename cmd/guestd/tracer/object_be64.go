@@ -9,5 +9,8 @@ import _ "embed"
 //go:embed tracer_bpfeb64.o
 var tracerObject []byte
 
+// flatObject is none: the compilers of these kernels take functions.
+var flatObject []byte
+
 //go:embed calibrate_bpfeb64.o
 var calibrateObject []byte

@@ -32,10 +32,14 @@ import (
 
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfel64.o
 //go:generate llvm-strip-14 -g tracer_bpfel64.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -DFLAT -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o flat_bpfel64.o
+//go:generate llvm-strip-14 -g flat_bpfel64.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfel64.o
 //go:generate llvm-strip-14 -g calibrate_bpfel64.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfel32.o
 //go:generate llvm-strip-14 -g tracer_bpfel32.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -DLONG32 -DFLAT -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o flat_bpfel32.o
+//go:generate llvm-strip-14 -g flat_bpfel32.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfel -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfel32.o
 //go:generate llvm-strip-14 -g calibrate_bpfel32.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfeb64.o
@@ -44,6 +48,8 @@ import (
 //go:generate llvm-strip-14 -g calibrate_bpfeb64.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfeb32.o
 //go:generate llvm-strip-14 -g tracer_bpfeb32.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DLONG32 -DFLAT -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o flat_bpfeb32.o
+//go:generate llvm-strip-14 -g flat_bpfeb32.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfeb32.o
 //go:generate llvm-strip-14 -g calibrate_bpfeb32.o
 
@@ -76,6 +82,8 @@ type Tracer struct {
 	ctl   *control
 	slots *slots
 	abi   sysno.ABI
+	// interpreted is why the kernel does not compile the programs though it could.
+	interpreted error
 
 	// lock holds one token: whoever has it owns the ring's reader and encoder.
 	lock    chan struct{}
@@ -94,26 +102,85 @@ func Load(cfg Config) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(tracerObject))
-	if err != nil {
-		return nil, fmt.Errorf("parse BPF object: %w", err)
-	}
-	abi, err := configure(spec, o, cfg)
-	if err != nil {
-		return nil, err
-	}
-	dropTypes(spec)
-	coll, err := ebpf.NewCollection(spec)
-	if err != nil {
-		return nil, fmt.Errorf("load BPF programs: %w", err)
-	}
-	t := &Tracer{coll: coll, abi: abi, lock: make(chan struct{}, 1), threads: threads{}}
+	t := &Tracer{lock: make(chan struct{}, 1), threads: threads{}}
 	t.lock <- struct{}{}
-	if err := t.attach(); err != nil {
+	if flatObject != nil {
+		t.interpreted = compiling(jitEnable, func() error {
+			if err := t.load(flatObject, o, cfg); err != nil {
+				return err
+			}
+			return compiled(t.coll.Programs["sys_enter"])
+		})
+	}
+	if t.coll == nil {
+		if err := t.load(tracerObject, o, cfg); err != nil {
+			return nil, err
+		}
+	}
+	err = t.attach()
+	if err == nil {
+		// Before the first run of one the library tries with a program of its own
+		// whether the kernel can do that: a warm guest has it behind it.
+		err = t.unstage()
+	}
+	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
+
+// load loads the programs of an object.
+func (t *Tracer) load(object []byte, o *offsets, cfg Config) error {
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return fmt.Errorf("parse BPF object: %w", err)
+	}
+	abi, err := configure(spec, o, cfg)
+	if err != nil {
+		return err
+	}
+	dropTypes(spec)
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return fmt.Errorf("load BPF programs: %w", err)
+	}
+	t.coll, t.abi = coll, abi
+	return nil
+}
+
+// jitEnable is the switch of the kernel's compiler of BPF programs.
+const jitEnable = "/proc/sys/net/core/bpf_jit_enable"
+
+// compiling calls f while the kernel compiles what is loaded. Afterwards its switch
+// is as it was: the sample might look. A kernel that has none compiles always or
+// never.
+func compiling(jitEnable string, f func() error) error {
+	was, err := os.ReadFile(jitEnable)
+	if err != nil {
+		return f()
+	}
+	if err := os.WriteFile(jitEnable, []byte("1"), 0); err != nil {
+		return err
+	}
+	return errors.Join(f(), os.WriteFile(jitEnable, was, 0))
+}
+
+// compiled says that a program is interpreted, if it is: a kernel whose compiler
+// refuses one does not say so.
+func compiled(p *ebpf.Program) error {
+	info, err := p.Info()
+	if err != nil {
+		return fmt.Errorf("ask for BPF program: %w", err)
+	}
+	if _, err := info.JitedSize(); err != nil {
+		return fmt.Errorf("the kernel interprets the BPF programs: %w", err)
+	}
+	return nil
+}
+
+// Interpreted is why the kernel interprets the programs, which is many times
+// slower, although it might compile them; or nil.
+func (t *Tracer) Interpreted() error { return t.interpreted }
 
 // dropTypes removes what only people would read: the types of maps and the
 // programs' lines. The kernel checks all of it, at a third of the whole time.
@@ -141,6 +208,7 @@ func (t *Tracer) attach() (err error) {
 	// The life of processes first: nobody is tracked before it is followed.
 	for _, p := range []struct{ tracepoint, program string }{
 		{"sched_process_fork", "process_fork"},
+		{"task_newtask", "new_task"},
 		{"sched_process_exec", "process_exec"},
 		{"sched_process_exit", "process_exit"},
 		{"sys_exit", "sys_exit"},
@@ -159,6 +227,15 @@ func (t *Tracer) attach() (err error) {
 // locked to its goroutine, are to be recorded from their first exec on. Up to
 // eight threads can be armed.
 func (t *Tracer) Arm(tid int) error { return t.ctl.arm(uint32(tid)) }
+
+// ArmProcess says that a process, which has one thread, is to be recorded from its
+// next exec on, and so are those that it forks.
+func (t *Tracer) ArmProcess(pid int) error {
+	if err := t.coll.Maps["armed"].Put(uint32(pid), uint32(1)); err != nil {
+		return fmt.Errorf("arm process %d: %w", pid, err)
+	}
+	return t.Arm(pid)
+}
 
 // Disarm takes Arm back for processes that are forked from then on.
 func (t *Tracer) Disarm(tid int) { t.ctl.disarm(uint32(tid)) }

@@ -36,7 +36,7 @@ func build(dir, arch string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "guestd-"+arch),
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "guestd-"+cpu.Name),
 		"github.com/petri-sandbox/petri/cmd/guestd")
 	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux"), cpu.Go...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -18,6 +18,7 @@ import (
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/command"
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -32,7 +33,7 @@ func RunCommand(ctx context.Context, c Config, d schemas.Definition, log *slog.L
 		return err
 	}
 	log.Info("the command is", "analyzer", d.Name, "command", strings.Join(d.Argv, " "), "limits", a.Describe())
-	b, err := c.Connect(ctx, "analyzer "+d.Name)
+	b, err := c.employ(ctx, auth.Analyzer, d.Name, "analyzer "+d.Name, log)
 	if err != nil {
 		return err
 	}
@@ -139,6 +140,8 @@ func (d delivery) Task() analyzers.Task {
 
 func (d delivery) InProgress(context.Context) error                 { return d.t.Keep() }
 func (d delivery) Ack(context.Context) error                        { return d.t.Done() }
+func (d delivery) Begin(ctx context.Context) error                  { return d.t.Begin(ctx) }
+func (d delivery) Return(ctx context.Context) error                 { return d.t.Return(ctx) }
 func (d delivery) Nak(_ context.Context, delay time.Duration) error { return d.t.Retry(delay) }
 
 // openAdapter opens artifacts.

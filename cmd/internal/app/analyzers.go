@@ -22,6 +22,7 @@ import (
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/all"
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
 	"github.com/petri-sandbox/petri/sandboxd/child"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -35,10 +36,11 @@ const commandRole = "command"
 // follows what is added and removed until ctx is done: one that comes or goes
 // disturbs no other. ready is called when all that Petri brings are registered.
 func RunAnalyzers(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
-	b, err := c.Connect(ctx, "analyzers")
+	b, err := c.employ(ctx, auth.Analyzer, auth.Builtin, "analyzers", log)
 	if err != nil {
 		return err
 	}
+	b.LogTo(log)
 	defer b.Close()
 	for _, name := range c.Only {
 		if err := schemas.CheckAnalyzer(name); err != nil {
@@ -265,7 +267,15 @@ func readCommand(ctx context.Context, c Config, log *slog.Logger, ready func()) 
 	return RunCommand(ctx, c, d, log, ready)
 }
 
-// Brought reports whether Petri brings an analyzer of that name.
-func Brought(name string) bool {
-	return slices.ContainsFunc(all.List(), func(a analyzers.Analyzer) bool { return a.Info().Name == name })
+// Brought reports whether Petri brings an analyzer of that name, or the process
+// of those that it brings has it.
+func Brought(name string) bool { return name == auth.Builtin || slices.Contains(Builtin(), name) }
+
+// Builtin are the names of the analyzers that Petri brings.
+func Builtin() []string {
+	var names []string
+	for _, a := range all.List() {
+		names = append(names, a.Info().Name)
+	}
+	return names
 }

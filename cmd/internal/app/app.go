@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -34,14 +36,19 @@ type Config struct {
 	Accel  string        // auto, kvm or tcg
 	Guestd string        // directory of the guest agents; empty: beside this program
 
-	Parallel int   // analyses at once
-	Memory   int64 // of a guest, bytes
+	Parallel int        // analyses at once
+	Memory   int64      // of a guest, bytes
+	Pool     fleet.Pool // machines that wait
 	Verbose  bool
+
+	Recorded []string // .petri files that machines replay; none: machines are QEMU's
+	Speed    float64  // of their replay, in times the recorded; 0: no waiting
 
 	Only       []string // analyzers that run here; none: all
 	Unconfined bool     // commands may run where nothing keeps them from the network
 	again      []string // arguments with which this program was started; nil: it is petri
 
+	Part         Part          // of the bus, which runs here
 	Replicas     int           // copies of everything on a cluster; 0: 3
 	Queue        int64         // submissions that may wait or be in work; 0: as there are
 	ArchiveAfter time.Duration // how long an ended analysis stays in the log; 0: for ever
@@ -57,6 +64,15 @@ const DefaultQueue = 100_000
 // DefaultArchiveAfter is how long an ended analysis stays in the log: as long
 // as somebody may be expected to come back to it.
 const DefaultArchiveAfter = 30 * 24 * time.Hour
+
+// PoolUsage says what the flag of a pool does.
+const PoolUsage = "machines that wait, started, for an analysis: of each guest so many, such as amd64=2,mipsel=1; 0: none"
+
+// Flags of what starts a sandbox.
+const (
+	RecordedUsage = "replay these .petri files instead of running guests: their samples are taken, and no others"
+	SpeedUsage    = "of what is replayed, in times the recorded; 0: without waiting"
+)
 
 // DefaultData is where data is kept: /var/lib/petri for root, else below the
 // user's own data directory (XDG Base Directory Specification).
@@ -98,31 +114,81 @@ func fileExists(path string) bool {
 	return err == nil
 }
 
-// address is how to reach the server.
-func (c *Config) address() (bus.Address, error) {
+// address is how a role's user reaches the server. The credentials that were
+// given are used as they are; the embedded server's lie in the data directory.
+func (c *Config) address(r auth.Role, analyzer string) (bus.Address, error) {
 	if c.NATS != "" {
 		return bus.Address{URL: c.NATS, Creds: c.Creds, CA: c.CA}, nil
 	}
-	return bus.ReadAddress(c.Data)
+	a, err := bus.ReadAddress(c.Data)
+	if err == nil {
+		a.Creds = c.Creds
+	}
+	if err == nil && a.Creds == "" {
+		a.Creds, err = auth.Credentials(c.Data, r, analyzer)
+	}
+	return a, err
 }
 
-// Connect connects to the server that runs. If none does, the error wraps
-// [ErrNotRunning].
+// Connect connects to the server that runs, as who types commands. If none does,
+// the error wraps [ErrNotRunning].
 func (c *Config) Connect(ctx context.Context, name string) (*bus.Bus, error) {
-	a, err := c.address()
+	return c.connectAs(ctx, auth.Admin, "", name)
+}
+
+// connectAs is Connect as the user of a role; analyzer is the name of one.
+func (c *Config) connectAs(ctx context.Context, r auth.Role, analyzer, name string) (*bus.Bus, error) {
+	a, err := c.address(r, analyzer)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, fmt.Errorf("%w on %s (start it: petri up)", ErrNotRunning, c.Data)
 	}
 	if err != nil {
 		return nil, err
 	}
+	if c.NATS != "" { // a cluster may be choosing a leader
+		return bus.Connect(ctx, a, name)
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	b, err := bus.Connect(ctx, a, name)
-	if err != nil && c.NATS == "" {
+	if err != nil {
 		return nil, fmt.Errorf("%w on %s: %w (start it: petri up)", ErrNotRunning, c.Data, err)
 	}
 	return b, err
+}
+
+// employ is connectAs for a daemon, which may be started before its server.
+func (c *Config) employ(ctx context.Context, r auth.Role, analyzer, name string, log *slog.Logger) (*bus.Bus, error) {
+	if c.NATS == "" { // whoever has started this process has started the server
+		return c.connectAs(ctx, r, analyzer, name)
+	}
+	return awaited(ctx, log, func() (*bus.Bus, error) { return c.connectAs(ctx, r, analyzer, name) })
+}
+
+// Times between two looks for a server, and between two words about that.
+const (
+	awaitEvery = time.Second
+	awaitSay   = time.Minute
+)
+
+// awaited connects until there is a server, or ctx is done. That a server wants no
+// part of us is an error at once.
+func awaited(ctx context.Context, log *slog.Logger, connect func() (*bus.Bus, error)) (*bus.Bus, error) {
+	for said := (time.Time{}); ; {
+		b, err := connect()
+		if !errors.Is(err, bus.ErrUnreachable) || ctx.Err() != nil {
+			return b, err
+		}
+		if time.Since(said) >= awaitSay {
+			log.Warn("waiting for a server", "error", err)
+			said = time.Now()
+		}
+		select {
+		case <-time.After(awaitEvery):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+	}
 }
 
 // ErrNotRunning says that no Petri runs on a data directory.

@@ -96,12 +96,12 @@ func (a *Attached) Close() {
 }
 
 // CheckGuest reports what a machine of that architecture would lack, and how to
-// get it.
-func (c *Config) CheckGuest(ctx context.Context, arch string) error {
+// get it. log tells what it waits for.
+func (c *Config) CheckGuest(ctx context.Context, arch string, log func(format string, args ...any)) error {
 	if _, err := fleet.FindQEMU(ctx, arch); err != nil {
 		return err
 	}
-	_, err := c.Images(nil).Open(ctx, arch)
+	_, err := c.Images(log).Open(ctx, arch)
 	return err
 }
 

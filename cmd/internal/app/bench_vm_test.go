@@ -5,8 +5,11 @@
 package app_test
 
 import (
+	"errors"
 	"os"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -61,6 +64,49 @@ func BenchmarkAnalysis(b *testing.B) {
 	}
 }
 
+// ticker is a sample that takes its time and not the host's.
+const ticker = `#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+	for (int i = 0; i < 5; i++) { puts("tick"); fflush(stdout); sleep(1); }
+	return 0;
+}
+`
+
+// BenchmarkTogether is how long ten analyses take that are submitted together,
+// each with everything that is collected, of a sample that sleeps for five
+// seconds: from the first submission to the last report. The reference is one.
+func BenchmarkTogether(b *testing.B) {
+	const n = 10
+	bin := build(b)
+	path := program(b, ticker)
+	addr, _ := up(b, bin, "--parallel", strconv.Itoa(n))
+	c, err := bus.Connect(b.Context(), addr, "bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	request := app.Request{Path: path}
+	overhead(b, c, request) // makes the template
+	together := func(n int) time.Duration {
+		begin := time.Now()
+		var all sync.WaitGroup
+		for range n {
+			all.Go(func() { overhead(b, c, request) })
+		}
+		all.Wait()
+		return time.Since(begin)
+	}
+	var one, ten time.Duration
+	for b.Loop() {
+		one, ten = together(1), together(n)
+	}
+	b.ReportMetric(one.Seconds(), "one-s")
+	b.ReportMetric(ten.Seconds(), "ten-s")
+	b.ReportMetric(float64(ten)/float64(one), "x-one")
+	b.ReportMetric(0, "ns/op")
+}
+
 func median(b *testing.B, n int, c *bus.Bus, r app.Request) time.Duration {
 	all := make([]time.Duration, n)
 	for i := range all {
@@ -76,12 +122,14 @@ func overhead(b *testing.B, c *bus.Bus, r app.Request) time.Duration {
 	b.Helper()
 	prep, err := app.Prepare(r)
 	if err != nil {
-		b.Fatal(err)
+		b.Error(err)
+		return 0
 	}
 	defer prep.Close()
 	begin := time.Now()
 	if err := prep.Submit(b.Context(), c); err != nil {
-		b.Fatal(err)
+		b.Error(err)
+		return 0
 	}
 	var started, exited time.Time
 	err = c.Follow(b.Context(), schemas.DefaultTenant, prep.Submission.ID, 0, nil, func(e bus.Entry) error {
@@ -97,11 +145,11 @@ func overhead(b *testing.B, c *bus.Bus, r app.Request) time.Duration {
 		return nil
 	})
 	took := time.Since(begin)
-	if err != nil {
-		b.Fatal(err)
+	if err == nil && (started.IsZero() || exited.IsZero()) {
+		err = errors.New("the sample did not run to its end")
 	}
-	if started.IsZero() || exited.IsZero() {
-		b.Fatal("the sample did not run")
+	if err != nil {
+		b.Error(err)
 	}
 	return took - exited.Sub(started)
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -289,6 +290,27 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// written notes what the log has of an analysis that goes on.
+func written(t *testing.T, data, id string, books *faults.Books) {
+	t.Helper()
+	addr, err := bus.ReadAddress(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := bus.Connect(t.Context(), addr, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	err = b.Read(t.Context(), schemas.DefaultTenant, id, 0, func(e bus.Entry) error {
+		books.Ack(e.Event.ID)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestKill kills every process of a running petri in turn, and all of them at
 // once. Whatever it was, nothing stays behind, the analysis is ended in the
 // log, and the next run works.
@@ -312,11 +334,14 @@ func TestKill(t *testing.T) {
 		{"all", []schemas.Outcome{schemas.OutcomeFailed}},
 	}
 	var analyses []string
+	var books faults.Books
+	wrong := 0
 	for _, v := range victims {
 		t.Run(v.role, func(t *testing.T) {
 			s := start(t, bin, data, "--json", "run", "--runtime", "8s", sleep)
 			id := s.awaitEvent(data, schemas.EventSampleStarted)
 			analyses = append(analyses, id)
+			written(t, data, id, &books)
 			procs := tree(s.cmd.Process.Pid)
 			killed := 0
 			for _, p := range procs {
@@ -345,9 +370,11 @@ func TestKill(t *testing.T) {
 			}
 			if !slices.Contains(v.outcomes, report.Outcome.Value) {
 				t.Errorf("the outcome is %s %v, not one of %v", report.Outcome.Value, report.Outcome.Reasons, v.outcomes)
+				wrong++
 			}
 			if report.Verdict.Value == schemas.VerdictNoFindings {
 				t.Error("an interrupted run was called clean")
+				wrong++
 			}
 		})
 	}
@@ -355,4 +382,21 @@ func TestKill(t *testing.T) {
 	if len(list) < 2*len(analyses) {
 		t.Errorf("%d analyses are listed, there were %d", len(list), 2*len(analyses))
 	}
+	s, err := bus.StartServer(data, bus.ServerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b, err := s.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	figures, err := faults.Audit(t.Context(), b.JetStream(), &books)
+	if err != nil {
+		t.Fatal(err)
+	}
+	figures.Wrong += wrong
+	figures.Note = fmt.Sprint(len(analyses), " runs")
+	figures.Report(t)
 }

@@ -21,7 +21,8 @@ var hypervisors = regexp.MustCompile(`(?i)qemu|bochs|kvm|tcg|virtual|vbox|vmware
 func TestDisguise(t *testing.T) {
 	bin := build(t)
 	r, _, code := detonate(t, bin, filepath.Join(t.TempDir(), "data"), "--accel", "tcg", program(t, "fingerprint.c"))
-	if code != 0 {
+	// It asks for BPF programs, as who means to tamper with them does.
+	if code != 5 || len(r.Outcome.Reasons) != 1 || !strings.Contains(r.Outcome.Reasons[0], "BPF_PROG_GET_NEXT_ID") {
 		t.Fatalf("exit code %d, outcome %+v", code, r.Outcome)
 	}
 	values := map[string]string{}

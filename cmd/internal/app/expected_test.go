@@ -206,7 +206,7 @@ func TestSilentAnalyzer(t *testing.T) {
 	}
 	w := sandboxd.NewWorker(logAdapter{b}, storeAdapter{b.Artifacts()}, jobsAdapter{b, q}, endingsAdapter{b}, quietMachines{}, sandboxd.Options{
 		ID: "worker", Dir: t.TempDir(), Slog: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Describe: func(arch, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: arch, Start: start} },
+		Describe: func(guest, start string) schemas.MachineSpec { return schemas.MachineSpec{Arch: guest, Start: start} },
 		InstallHooks: func(c *sandboxd.Context, text string) error {
 			cfg, err := hooks.Parse(text)
 			if err != nil {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -37,7 +38,7 @@ int main(void)
 // added while an analysis runs, and then hunts over ten past ones, in the middle
 // of which it is killed twice. It answers everything, and once.
 func TestJavaScriptAnalyzer(t *testing.T) {
-	needNode(t, "analyzers/examples/javascript", "@nats-io/transport-node", "@nats-io/jetstream", "@nats-io/obj", "fzstd")
+	needNode(t, "analyzers/examples/javascript", "@nats-io/transport-node", "@nats-io/jetstream", "fzstd")
 	bin := build(t)
 	addr, data := up(t, bin)
 	b, err := bus.Connect(t.Context(), addr, "test")
@@ -52,7 +53,7 @@ func TestJavaScriptAnalyzer(t *testing.T) {
 
 	running := submit(t, bin, data, program(t, slowSource))
 	waitFor(t, b, running, schemas.EventSampleStarted)
-	js := startJavaScript(t, addr)
+	js := startJavaScript(t, addr, data)
 	js.expect("registered")
 	waitForEnding(t, b, running)
 	// The sample was announced before the analyzer came, what it left behind
@@ -73,11 +74,11 @@ func TestJavaScriptAnalyzer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		js = startJavaScript(t, addr)
+		js = startJavaScript(t, addr, data)
 		js.expect("task: run.")
 		js.kill()
 	}
-	js = startJavaScript(t, addr)
+	js = startJavaScript(t, addr, data)
 	end := time.Now().Add(2 * time.Minute)
 	for {
 		if hunt, err = b.Run(t.Context(), hunt.Run); err != nil {
@@ -202,11 +203,16 @@ type javascript struct {
 	all   bytes.Buffer // of the lines; for the reader until lines is closed
 }
 
-func startJavaScript(t *testing.T, addr bus.Address) *javascript {
+// startJavaScript starts it with credentials that allow it to be that analyzer.
+func startJavaScript(t *testing.T, addr bus.Address, data string) *javascript {
 	t.Helper()
+	creds, err := auth.Credentials(data, auth.Analyzer, "urls")
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("node", "urls.mjs")
 	cmd.Dir = filepath.Join(root, "analyzers/examples/javascript")
-	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_USER="+addr.User, "NATS_PASSWORD="+addr.Password)
+	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_CREDS="+creds)
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {

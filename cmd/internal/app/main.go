@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/petri-sandbox/petri/sandboxd/fleet"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 )
 
@@ -33,6 +34,12 @@ func Main(role, what string) int {
 	f.StringVar(&c.Accel, "accel", "auto", "what guests run on: auto, kvm or tcg")
 	f.IntVar(&c.Parallel, "parallel", 1, "analyses that have a machine at the same time")
 	f.Int64Var(&memoryMB, "memory", 256, "memory of a guest, MiB")
+	if role == "sandboxd" {
+		c.Pool = fleet.DefaultPool()
+		f.Var(&c.Pool, "pool", PoolUsage)
+		f.StringArrayVar(&c.Recorded, "recorded", nil, RecordedUsage)
+		f.Float64Var(&c.Speed, "speed", 1, SpeedUsage)
+	}
 	if role == "analyzer" {
 		f.StringSliceVar(&c.Only, "only", nil, "run only these analyzers, such as static,behavior")
 	}
@@ -41,11 +48,15 @@ func Main(role, what string) int {
 		if errors.Is(err, pflag.ErrHelp) {
 			return 0
 		}
-		fmt.Fprintf(os.Stderr, "%s: %v (see: %s --help)\n", role, err, role)
+		fmt.Fprintf(os.Stderr, "%s: %v (see: %s --help)\n", role, FlagError(err), role)
 		return 2
 	}
 	if c.NATS == "" {
 		fmt.Fprintf(os.Stderr, "%s: --nats is missing: name the server to work for (on one machine: petri up)\n", role)
+		return 2
+	}
+	if err := errors.Join(CheckMachines(c.Accel, c.Parallel, memoryMB), CheckSpeed(c.Speed)); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
 		return 2
 	}
 	c.Memory = memoryMB << 20

@@ -8,6 +8,7 @@ import (
 
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/all"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
 )
 
 // cleanUp ends what tests have made for each other.
@@ -15,6 +16,9 @@ var cleanUp = func() {}
 
 func TestMain(m *testing.M) {
 	analyzers.Child(all.Children())
+	if role := os.Getenv(app.RoleVariable); role != "" {
+		os.Exit(app.Main(role, "of a test"))
+	}
 	code := m.Run()
 	cleanUp()
 	os.Exit(code)

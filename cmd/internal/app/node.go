@@ -138,7 +138,7 @@ func (n *Node) keep(run context.Context, role string, p *child.Process) {
 		if time.Since(begin) > time.Minute {
 			wait = 100 * time.Millisecond
 		}
-		n.log.Warn("a process of the node died, starting it again", "role", role, "cause", p.Cause())
+		n.log.Warn("a process of the node died, starting it again", "role", role, "cause", p.Ending(), "last", p.LastWords(), "log", n.logOf(role))
 		for {
 			select {
 			case <-time.After(wait):
@@ -202,7 +202,7 @@ func (n *Node) spawn(ctx context.Context, role string) (*child.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	logFile, err := openLog(filepath.Join(n.dir, role+".log"))
+	logFile, err := openLog(n.logOf(role))
 	if err != nil {
 		return nil, err
 	}
@@ -254,19 +254,24 @@ func (n *Node) spawn(ctx context.Context, role string) (*child.Process, error) {
 	}
 }
 
-// startError says why a process did not come up. Its last line is meant for
+// startError says why a process did not come up. Its last words are meant for
 // people.
 func (n *Node) startError(role string, p *child.Process) error {
-	lines := strings.Split(strings.TrimSpace(p.Stderr()), "\n")
-	text := strings.TrimPrefix(lines[len(lines)-1], "petri: ")
-	if strings.Contains(text, bus.ErrInUse.Error()) {
+	text, petris := strings.CutPrefix(p.LastWords(), "petri: ")
+	switch {
+	case strings.Contains(text, bus.ErrInUse.Error()):
 		return fmt.Errorf("%w: %s", bus.ErrInUse, n.cfg.Data)
+	case text == "":
+		text = p.Ending()
 	}
-	if text == "" {
-		text = p.Cause()
+	if !petris {
+		text += " (its log: " + n.logOf(role) + ")"
 	}
 	return fmt.Errorf("start %s: %s", role, text)
 }
+
+// logOf is the file in which a process' log is.
+func (n *Node) logOf(role string) string { return filepath.Join(n.dir, role+".log") }
 
 func (n *Node) args(role string) []string {
 	c := n.cfg
@@ -274,7 +279,13 @@ func (n *Node) args(role string) []string {
 		DaemonCommand, role, "--data", c.Data, "--cache", c.Cache, "--accel", c.Accel,
 		"--parallel", strconv.Itoa(c.Parallel), "--memory", strconv.FormatInt(c.Memory>>20, 10),
 		"--archive-after", c.ArchiveAfter.String(), "--watermarks", c.Watermarks.String(), "--sync", c.Sync.String(),
-		"--queue", strconv.FormatInt(cmp.Or(c.Queue, DefaultQueue), 10),
+		"--pool", c.Pool.String(), "--queue", strconv.FormatInt(cmp.Or(c.Queue, DefaultQueue), 10),
+	}
+	for _, path := range c.Recorded {
+		args = append(args, "--recorded", path)
+	}
+	if len(c.Recorded) > 0 {
+		args = append(args, "--speed", strconv.FormatFloat(c.Speed, 'g', -1, 64))
 	}
 	for flag, v := range map[string]string{"--listen": c.Listen, "--guestd": c.Guestd} {
 		if v != "" {

@@ -174,7 +174,7 @@ func readIndependently(t *testing.T, addr bus.Address, analysis string) []logged
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "node", "order.mjs", schemas.DefaultTenant, analysis)
 	cmd.Dir = filepath.Join(root, "bus/testdata/js")
-	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_USER="+addr.User, "NATS_PASSWORD="+addr.Password)
+	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_CREDS="+addr.Creds)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

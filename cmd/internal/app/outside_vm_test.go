@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,7 +46,7 @@ func example(t *testing.T, addr bus.Address, name string, args ...string) <-chan
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, "node", append([]string{name}, args...)...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_USER="+addr.User, "NATS_PASSWORD="+addr.Password)
+	cmd.Env = append(os.Environ(), "NATS_URL="+addr.URL, "NATS_CREDS="+addr.Creds)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -90,6 +91,54 @@ func line(t *testing.T, lines <-chan string) string {
 		t.Fatal("the example says nothing")
 	}
 	return ""
+}
+
+// TestExamplesWait starts the examples before their server: somebody else is at its
+// address, and hangs up.
+func TestExamplesWait(t *testing.T) {
+	for name, args := range map[string][]string{
+		"gate.mjs": {schemas.DefaultTenant, "approve", "forbidden"}, "live.mjs": {schemas.DefaultTenant},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s, err := bus.StartServer(dir, bus.ServerOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr := s.Address()
+			b, err := s.Connect(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Reconcile(t.Context(), bus.Limits{Log: 64 << 20, Store: 64 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			b.Close()
+			s.Close()
+			listen := strings.TrimPrefix(addr.URL, "nats://")
+			other, err := net.Listen("tcp", listen)
+			if err != nil {
+				t.Fatal(err)
+			}
+			served := make(chan error, 1)
+			go func() {
+				c, err := other.Accept()
+				if err == nil {
+					c.Close()
+				}
+				other.Close()
+				s, err := bus.StartServer(dir, bus.ServerOptions{Listen: listen})
+				if err == nil {
+					t.Cleanup(s.Close)
+				}
+				served <- err
+			}()
+			example(t, addr, name, args...)
+			if err := <-served; err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 // asking is an analyzer that asks for something when it sees a sample and a

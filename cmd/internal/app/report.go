@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
 	"github.com/petri-sandbox/petri/reporters/fold"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -22,7 +23,13 @@ type documents struct {
 }
 
 func (d documents) Document(digest schemas.Digest, limit int64) ([]byte, error) {
-	return d.store.ReadAll(d.ctx, digest, limit)
+	b, err := d.store.ReadAll(d.ctx, digest, limit)
+	for _, is := range []error{bus.ErrNotFound, bus.ErrCorrupt, bus.ErrTooLarge} {
+		if errors.Is(err, is) {
+			return nil, fmt.Errorf("%w: %w", fold.ErrDocument, err)
+		}
+	}
+	return b, err
 }
 
 // Fold makes an analysis' report out of its log.
@@ -48,17 +55,20 @@ func foldLog(ctx context.Context, b *bus.Bus, tenant, analysis string) (*schemas
 	return r, f.Events(), err
 }
 
+// reporterName keeps the reporter's place in the log.
+const reporterName = "reporter"
+
 // RunReporter writes the report of every analysis that ends, and again when
 // something comes after its ending, until ctx is done.
 func RunReporter(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
-	b, err := c.Connect(ctx, "reporter")
+	b, err := c.employ(ctx, auth.Reporter, "", "reporter", log)
 	if err != nil {
 		return err
 	}
 	b.LogTo(log)
 	defer b.Close()
 	ready()
-	return b.Endings(ctx, "reporter", func(ctx context.Context, e schemas.Event) error {
+	return b.Endings(ctx, reporterName, func(ctx context.Context, e schemas.Event) error {
 		err := writeReport(ctx, b, e)
 		var dead *bus.DeletedError
 		if errors.As(err, &dead) {

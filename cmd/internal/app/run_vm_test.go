@@ -142,8 +142,8 @@ func TestRunOutcome(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	riscv := bytes.Clone(ls)
-	riscv[18] = 0xf3 // e_machine: EM_RISCV
+	sparc := bytes.Clone(ls)
+	sparc[18] = 0x2b // e_machine: EM_SPARCV9
 	script := func(s string) []byte { return []byte("#!/bin/sh\n" + s) }
 	for _, tt := range []struct {
 		name    string
@@ -155,7 +155,7 @@ func TestRunOutcome(t *testing.T) {
 	}{
 		{"text", write("text", []byte("no program\n")), nil, schemas.OutcomeUnsupported, 4, "interpreter line"},
 		{"truncated", write("truncated", ls[:100]), nil, schemas.OutcomeUnsupported, 4, "truncated"},
-		{"another CPU", write("riscv64", riscv), nil, schemas.OutcomeUnsupported, 4, "riscv64"},
+		{"another CPU", write("sparc64", sparc), nil, schemas.OutcomeUnsupported, 4, "EM_SPARCV9"},
 		{"interpreter that is not there", write("script", []byte("#!/no/such/interpreter\n")), nil, schemas.OutcomeNotExecuted, 4, "interpreter /no/such"},
 		{"library that is not there", missingLibrary(t), nil, schemas.OutcomeNotExecuted, 4, "libpetri-nowhere.so.1"},
 		{"odd name", write("na\nme \"q\" $(x)", script("echo \"$0\"")), nil, schemas.OutcomeCompleted, 0, ""},

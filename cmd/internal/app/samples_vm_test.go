@@ -120,7 +120,8 @@ func kernelModule(t *testing.T, name string) []byte {
 }
 
 // TestRunModule has the guest's kernel take in modules: one of its own, one that
-// says that it is for another kernel, and two that it refuses.
+// says that it is for another kernel, and two that it refuses; and runs programs that
+// tamper with it.
 func TestRunModule(t *testing.T) {
 	bin := build(t)
 	_, data := up(t, bin)
@@ -140,9 +141,9 @@ func TestRunModule(t *testing.T) {
 		outcome schemas.Outcome
 		forced  bool
 	}{
-		{"own kernel", own, nil, schemas.OutcomeCompleted, false},
-		{"with parameters", own, []string{"--", "numdummies=3"}, schemas.OutcomeCompleted, false},
-		{"another kernel", other, nil, schemas.OutcomeCompleted, true},
+		{"own kernel", own, nil, schemas.OutcomeIncomplete, false},
+		{"with parameters", own, []string{"--", "numdummies=3"}, schemas.OutcomeIncomplete, false},
+		{"another kernel", other, nil, schemas.OutcomeIncomplete, true},
 		{"parameters that it refuses", own, []string{"--", "numdummies=many"}, schemas.OutcomeNotExecuted, false},
 		{"broken", broken, nil, schemas.OutcomeUnsupported, false},
 	} {
@@ -156,13 +157,18 @@ func TestRunModule(t *testing.T) {
 				t.Fatalf("outcome %+v", r.Outcome)
 			}
 			s := started(t, bin, data, r.Analysis.ID)
-			if ran := tt.outcome == schemas.OutcomeCompleted; ran != (s != nil) {
+			if ran := tt.outcome == schemas.OutcomeIncomplete; ran != (s != nil) {
 				t.Fatalf("the proof of execution: %+v", s)
 			} else if ran && (s.How != schemas.HowLoaded || s.Forced != tt.forced) {
 				t.Errorf("the proof of execution: %+v", s)
+			} else if a := r.Coverage.Tampering; ran && (a == nil || a.First.Call != "finit_module" || len(r.Coverage.Gaps) != 1) {
+				// From its first instruction on a module may change what records it.
+				t.Errorf("after possible tampering: %+v, gaps %q", a, r.Coverage.Gaps)
 			}
 		})
 	}
+	t.Run("a root that tampers", func(t *testing.T) { tamper(t, bin, data, own) })
+	t.Run("calls that are held often", func(t *testing.T) { tamperOften(t, bin, data) })
 }
 
 // TestRunDisguised gives a sample a name and a clock of its own.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/auth"
 	"github.com/petri-sandbox/petri/sandboxd"
 	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/fleet"
@@ -33,7 +34,7 @@ const SupervisorCommand = "supervisor"
 // RunSandbox is sandboxd: it takes jobs until ctx is done. ready is called
 // when it does.
 func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
-	b, err := c.Connect(ctx, "sandboxd")
+	b, err := c.employ(ctx, auth.Sandboxd, "", "sandboxd", log)
 	if err != nil {
 		return err
 	}
@@ -50,18 +51,41 @@ func RunSandbox(ctx context.Context, c Config, log *slog.Logger, ready func()) e
 	if err != nil {
 		return err
 	}
+	if len(c.Recorded) > 0 {
+		c.Pool = nil // nothing waits that nobody takes
+	}
 	fl := c.Fleet(id, b, log)
+	var machines sandboxd.Machines = fl
+	describe, guests, has := fl.Describe, c.guests, c.Images(nil).Has
+	if len(c.Recorded) > 0 {
+		dir := filepath.Join(c.Data, "recorded")
+		rs, err := loadRecordings(ctx, c.Recorded, c.Speed, dir)
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		machines, describe, guests, has = rs, rs.describe, rs.guests, nil
+	}
 	key, err := signingKey(c.Data)
 	if err != nil {
 		return err
 	}
 	host, _ := os.Hostname()
-	w := sandboxd.NewWorker(logAdapter{b}, c.store(b), jobsAdapter{b, &guestQueue{b: b, guests: c.guests}}, endingsAdapter{b}, fl, sandboxd.Options{
+	w := sandboxd.NewWorker(logAdapter{b}, c.store(b), jobsAdapter{b, &guestQueue{b: b, guests: guests}}, endingsAdapter{b}, machines, sandboxd.Options{
 		ID: id, Host: host, Version: Version, Dir: filepath.Join(c.Data, "run"), Parallel: c.Parallel, Slog: log,
 		InstallHooks: installHooks, Signer: func(tenant, analysis string) sandboxd.Signer { return b.NewSigner(key, tenant, analysis) },
-		Describe: fl.Describe, Reap: fl.Reap,
+		Describe: describe, Has: has, Reap: fl.Reap,
 		Gates: gatesAdapter{b}, Findings: b,
 	})
+	pooled, drain := context.WithCancel(ctx)
+	var pool sync.WaitGroup
+	pool.Add(1)
+	go func() {
+		defer pool.Done()
+		fl.KeepPool(pooled)
+	}()
+	defer pool.Wait()
+	defer drain()
 	ready()
 	return w.Run(ctx)
 }
@@ -74,7 +98,7 @@ func (c *Config) Fleet(id string, b *bus.Bus, log *slog.Logger) *fleet.Fleet {
 	}
 	return fleet.New(fleet.Options{
 		ID: id, Images: c.Images(func(format string, args ...any) { log.Info(fmt.Sprintf(format, args...)) }),
-		Store: store, Accel: c.Accel, Memory: c.Memory, Slog: log,
+		Store: store, Accel: c.Accel, Memory: c.Memory, Pool: c.Pool, Slog: log,
 		Supervisor: supervisor.Privileges{Args: []string{SupervisorCommand}},
 	})
 }

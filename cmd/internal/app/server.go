@@ -3,6 +3,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,28 +17,67 @@ import (
 	"github.com/petri-sandbox/petri/bus"
 )
 
-// RunBus is the bus' own process: the embedded server, unless there is one of
-// the user's, the clerk, the registrar, who answers for lost tasks, the desk,
-// the archiver,// and the projection for lists. It runs until ctx is done; ready is called when clients may connect.
+// A Part is what one process of the bus does; empty is all of it.
+type Part string
+
+// The parts. Those but the core are for credentials that allow nothing else.
+const (
+	PartCore     Part = "core"     // streams, registrar, desk, runs, deletions, the projection for lists
+	PartClerk    Part = "clerk"    // commits what analyzers hand in
+	PartArchiver Part = "archiver" // moves ended analyses out of the log
+)
+
+// Parts lists them.
+func Parts() []Part { return []Part{PartCore, PartClerk, PartArchiver} }
+
+func (p Part) has(q Part) bool { return p == "" || p == q }
+
+// RunBus is the bus' own process, or a part of it: the core, with the embedded
+// server unless there is one of the user's, the clerk, and the archiver. It runs
+// until ctx is done; ready is called when clients may connect.
 func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error {
 	b, limits, stop, err := openBus(ctx, c, log)
+	if errors.Is(err, context.Canceled) { // it has waited for a server
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer stop()
 	b.LogTo(log)
-	limits.Jobs, limits.Replicas = c.Queue, c.Replicas
-	if err := b.Reconcile(ctx, limits.Limits); err != nil {
-		return err
-	}
-	if limits.announce != nil {
-		if err := limits.announce(); err != nil {
+	g, ctx := errgroup.WithContext(ctx)
+	if c.Part.has(PartCore) {
+		limits.Jobs, limits.Replicas = c.Queue, c.Replicas
+		if err := b.Reconcile(ctx, limits.Limits); err != nil {
 			return err
 		}
+		if err := b.OpenEndings(ctx, reporterName); err != nil {
+			return err
+		}
+		if limits.announce != nil {
+			if err := limits.announce(); err != nil {
+				return err
+			}
+		}
+		runCore(ctx, g, c, b, limits, log)
+	}
+	if c.Part.has(PartClerk) {
+		g.Go(func() error { return bus.NewClerk(b, log).Run(ctx) })
+	}
+	if c.Part.has(PartArchiver) {
+		g.Go(func() error {
+			return bus.NewArchiver(b, bus.ArchiverOptions{After: c.ArchiveAfter, Log: log}).Run(ctx)
+		})
 	}
 	ready()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return bus.NewClerk(b, log).Run(ctx) })
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func runCore(ctx context.Context, g *errgroup.Group, c Config, b *bus.Bus, limits assets, log *slog.Logger) {
 	g.Go(func() error { return bus.NewRegistrar(b, log).Run(ctx) })
 	g.Go(func() error { return b.AnswerLost(ctx, log) })
 	g.Go(func() error { return bus.NewDesk(b, log).Run(ctx) })
@@ -53,9 +93,6 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 	g.Go(func() error { return b.DriveRuns(ctx, log) })
 	g.Go(func() error { return b.KeepClean(ctx, log) })
 	g.Go(func() error {
-		return bus.NewArchiver(b, bus.ArchiverOptions{After: c.ArchiveAfter, Log: log}).Run(ctx)
-	})
-	g.Go(func() error {
 		select {
 		case err := <-limits.failed: // whoever started this process starts it anew
 			return fmt.Errorf("the log cannot be written: %w", err)
@@ -63,11 +100,6 @@ func RunBus(ctx context.Context, c Config, log *slog.Logger, ready func()) error
 			return ctx.Err()
 		}
 	})
-	err = g.Wait()
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
 }
 
 // assets is how the server's assets are made.
@@ -79,13 +111,15 @@ type assets struct {
 
 func openBus(ctx context.Context, c Config, log *slog.Logger) (*bus.Bus, assets, func(), error) {
 	if c.NATS != "" {
-		b, err := bus.Connect(ctx, bus.Address{URL: c.NATS, Creds: c.Creds, CA: c.CA}, "bus")
+		b, err := awaited(ctx, log, func() (*bus.Bus, error) {
+			return bus.Connect(ctx, bus.Address{URL: c.NATS, Creds: c.Creds, CA: c.CA}, cmp.Or(string(c.Part), "bus"))
+		})
 		if err != nil {
 			return nil, assets{}, nil, err
 		}
 		return b, assets{}, b.Close, nil
 	}
-	s, err := bus.StartServer(c.Data, bus.ServerOptions{Listen: c.Listen, Sync: c.Sync, Log: log})
+	s, err := bus.StartServer(c.Data, bus.ServerOptions{Listen: c.Listen, Sync: c.Sync, Analyzers: Builtin(), Log: log})
 	if err != nil {
 		return nil, assets{}, nil, err
 	}

@@ -156,6 +156,42 @@ func emitCalls(b *bytes.Buffer, s *spec, x *xsys) error {
 	return nil
 }
 
+// emitClasses writes each class's bit and the classes of every name.
+func emitClasses(b *bytes.Buffer, s *spec, x *xsys) error {
+	names := allNames(s, x)
+	if len(s.classes) > 16 {
+		return fmt.Errorf("calls.txt: %d classes, and a Class has 16 bits", len(s.classes))
+	}
+	b.WriteString("// The classes of calls.\nconst (\n")
+	for i, c := range s.classes {
+		fmt.Fprintf(b, "Class%s Class = 1 << %d\n", strings.ToUpper(c.name[:1])+c.name[1:], i)
+		for _, n := range c.calls {
+			if _, ok := slices.BinarySearch(names, n); !ok {
+				return fmt.Errorf("calls.txt: class %s: no ABI has a call %q", c.name, n)
+			}
+		}
+	}
+	b.WriteString(")\n\n// classNames are in the order of the bits.\nvar classNames = [...]string{")
+	for _, c := range s.classes {
+		fmt.Fprintf(b, "%q, ", c.name)
+	}
+	b.WriteString("}\n\n// classes are those of each name.\nvar classes = [len(names)]Class{")
+	for i, n := range names {
+		bits := 0
+		for j, c := range s.classes {
+			if c.holds(s, n) {
+				bits |= 1 << j
+			}
+		}
+		if i%16 == 0 {
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(b, "%d, ", bits)
+	}
+	b.WriteString("\n}\n")
+	return nil
+}
+
 func needsRef(typ string) bool {
 	for _, t := range argTypes {
 		if t.name == typ {

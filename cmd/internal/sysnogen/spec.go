@@ -11,8 +11,14 @@ import (
 
 // spec is calls.txt.
 type spec struct {
-	calls []call
-	sets  []set
+	calls   []call
+	sets    []set
+	classes []class // in the order of their first lines
+}
+
+type class struct {
+	name  string
+	calls []string
 }
 
 type call struct {
@@ -70,7 +76,7 @@ func parseSpec(text string) (*spec, error) {
 			return nil, fmt.Errorf("line %d: %q has no name", i+1, words[0])
 		}
 		id := words[0] + " " + words[1]
-		if seen[id] {
+		if seen[id] && words[0] != "class" {
 			return nil, fmt.Errorf("line %d: %s is there twice", i+1, id)
 		}
 		seen[id] = true
@@ -86,8 +92,10 @@ func parseSpec(text string) (*spec, error) {
 			if t, err = parseSet(words[1], words[2:]); err == nil {
 				s.sets = append(s.sets, t)
 			}
+		case "class":
+			s.class(words[1], words[2:])
 		default:
-			err = fmt.Errorf("a line begins with call or set, not %q", words[0])
+			err = fmt.Errorf("a line begins with call, set or class, not %q", words[0])
 		}
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", i+1, err)
@@ -101,6 +109,29 @@ func parseSpec(text string) (*spec, error) {
 		}
 	}
 	return s, nil
+}
+
+// class adds calls to a class.
+func (s *spec) class(name string, calls []string) {
+	i := slices.IndexFunc(s.classes, func(c class) bool { return c.name == name })
+	if i < 0 {
+		i = len(s.classes)
+		s.classes = append(s.classes, class{name: name})
+	}
+	s.classes[i].calls = append(s.classes[i].calls, calls...)
+}
+
+// holds reports whether a call is in a class: it is listed, or its arguments say
+// so.
+func (c class) holds(s *spec, name string) bool {
+	if slices.Contains(c.calls, name) {
+		return true
+	}
+	return slices.ContainsFunc(s.calls, func(call call) bool {
+		return call.name == name && slices.ContainsFunc(call.args, func(a arg) bool {
+			return c.name == "file" && a.typ == "Path" || c.name == "desc" && (a.typ == "FD" || a.typ == "DirFD")
+		})
+	})
 }
 
 func parseCall(name string, words []string) (call, error) {

@@ -20,10 +20,27 @@ func TestParseSpec(t *testing.T) {
 	}
 }
 
+// TestClasses: a class has the calls that its lines list, and those whose
+// arguments put them there.
+func TestClasses(t *testing.T) {
+	s, err := parseSpec("call openat dirfd path\ncall getpid\nclass desc dup\nclass file\nclass desc getpid\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.classes) != 2 || s.classes[0].name != "desc" {
+		t.Fatalf("classes %+v", s.classes)
+	}
+	for call, want := range map[string][2]bool{"openat": {true, true}, "getpid": {true, false}, "dup": {true, false}, "fork": {}} {
+		if got := [2]bool{s.classes[0].holds(s, call), s.classes[1].holds(s, call)}; got != want {
+			t.Errorf("%s is of classes desc, file: %v, want %v", call, got, want)
+		}
+	}
+}
+
 func TestParseSpecErrors(t *testing.T) {
 	for in, want := range map[string]string{
 		"call":                               "no name",
-		"cal x":                              "begins with call or set",
+		"cal x":                              "begins with call, set or class",
 		"call x strang":                      `no type "strang"`,
 		"call x in size":                     "needs a number",
 		"call x in:9 size":                   "needs a number",

@@ -14,7 +14,8 @@ import (
 )
 
 // BenchmarkStart measures a machine from the exec of QEMU to the agent's first
-// answer: the median of 20 warm starts, and as its reference cold boots.
+// answer: the median of 20 warm starts, the worst of them, and as their reference cold
+// boots.
 func BenchmarkStart(b *testing.B) {
 	warm := machinetest.WarmConfig(b)
 	cold := machinetest.Config(b)
@@ -26,15 +27,16 @@ func BenchmarkStart(b *testing.B) {
 func measureStart(b *testing.B, cold, warm qemu.Config) {
 	b.Helper()
 	boot := measureBoot(b, cold)
-	pong, assigned := median(b, warm, 20)
+	pong, assigned, worst := starts(b, warm, 20)
 	b.ReportMetric(ms(pong), "warm-ms")
+	b.ReportMetric(ms(worst), "worst-ms")
 	b.ReportMetric(ms(assigned), "assign-ms")
 	b.ReportMetric(float64(boot)/float64(pong), "cold/warm")
 }
 
 func measureBoot(b *testing.B, cold qemu.Config) time.Duration {
 	b.Helper()
-	boot, _ := median(b, cold, 3)
+	boot, _, _ := starts(b, cold, 3)
 	b.ReportMetric(ms(boot), "cold-ms")
 	b.ReportMetric(0, "ns/op")
 	return boot
@@ -42,9 +44,9 @@ func measureBoot(b *testing.B, cold qemu.Config) time.Duration {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// median of n starts: to the agent's first answer, and until it has taken on an
-// identity.
-func median(b *testing.B, cfg qemu.Config, n int) (pong, assigned time.Duration) {
+// starts measures n of them: the median to the agent's first answer, from there until
+// it has taken on an identity, and the longest of both together.
+func starts(b *testing.B, cfg qemu.Config, n int) (pong, assigned, worst time.Duration) {
 	b.Helper()
 	pongs, assigns := make([]time.Duration, n), make([]time.Duration, n)
 	for i := range n {
@@ -52,8 +54,9 @@ func median(b *testing.B, cfg qemu.Config, n int) (pong, assigned time.Duration)
 		if pongs[i], assigns[i], err = qemu.ToPong(b.Context(), cfg, machinetest.NewRecorder(), machinetest.Identity(i)); err != nil {
 			b.Fatal(err)
 		}
+		worst = max(worst, pongs[i]+assigns[i])
 	}
 	slices.Sort(pongs)
 	slices.Sort(assigns)
-	return pongs[n/2], assigns[n/2]
+	return pongs[n/2], assigns[n/2], worst
 }

@@ -47,7 +47,7 @@ const (
 )
 
 // command is QEMU's argument list. The device list is one and the same for
-// every start of a guest: a snapshot fits no other.
+// every start of a guest: a snapshot fits no other. What is booted is none of it.
 //
 // Options: qemu-system(1). Nothing of it depends on the sample.
 func (c *Config) command(ram ramMode) []string {
@@ -79,7 +79,6 @@ func (c *Config) command(ram ramMode) []string {
 		"-accel", accel, "-cpu", cpu.Model, "-smp", "1", "-m", mem, "-object", object,
 		"-rtc", "base=utc",
 		"-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown,watchdog=none",
-		"-kernel", procFD(fdKernel), "-initrd", procFD(fdInitramfs), "-append", "console=" + cpu.Console + kernelArgs,
 		"-chardev", "socket,id=monitor,fd=" + strconv.Itoa(fdMonitor), "-mon", "chardev=monitor,mode=control",
 		"-chardev", "socket,id=serial,fd=" + strconv.Itoa(fdSerial), "-serial", "chardev:serial",
 	}
@@ -95,9 +94,10 @@ func (c *Config) command(ram ramMode) []string {
 	)
 	args = append(args, disguise(c.CPU, c.Accel)...)
 	if ram == ramPrivate {
-		args = append(args, "-incoming", "defer")
+		// What it would boot is in its RAM, and QEMU would read all of it first.
+		return append(args, "-incoming", "defer")
 	}
-	return args
+	return append(args, "-kernel", procFD(fdKernel), "-initrd", procFD(fdInitramfs), "-append", "console="+cpu.Console+kernelArgs+c.Append)
 }
 
 // TemplateCommand is the command line of a template, without what differs
@@ -124,11 +124,12 @@ func Marked(args []string, mark string) bool {
 // files are the descriptors to inherit, from 3 on.
 func (c *Config) files(ram ramMode, ends [4]*os.File, ramFile, state *os.File) []*os.File {
 	out := []*os.File{c.Kernel, c.Initramfs, ends[0], ends[1], ends[2], ends[3]}
-	if ram != ramAnonymous {
-		out = append(out, ramFile)
-	}
-	if ram == ramPrivate {
-		out = append(out, state)
+	switch ram {
+	case ramShared:
+		return append(out, ramFile)
+	case ramPrivate:
+		out[0], out[1] = nil, nil // not inherited
+		return append(out, ramFile, state)
 	}
 	return out
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -133,6 +134,37 @@ func children(t *testing.T) []int {
 	return out
 }
 
+// TestStray checks that nothing of a sample is taken to have ended because it is
+// not where it was put.
+func TestStray(t *testing.T) {
+	for _, how := range []string{"cgroup", "respawn", "restart", "kernel"} {
+		t.Run(how, func(t *testing.T) {
+			g := warmGuest(t)
+			g.start("stray", how)
+			if e := g.rec.AwaitExit(t, patience); how == "cgroup" && (e.ExitCode == nil || *e.ExitCode != 0) {
+				t.Errorf("exit %+v", e)
+			}
+			if how == "respawn" { // it does not end: the init may start something at any time
+				g.sh("until [ -s /late ]; do sleep 0.1; done")
+				if slices.ContainsFunc(g.rec.Events(), func(e machine.Event) bool { return e.Tree != nil }) {
+					t.Error("the tree is said to have ended")
+				}
+			} else {
+				g.rec.AwaitTree(t, patience)
+			}
+			if _, err := g.Collect(g.ctx, machine.Collect{Final: true, MaxFile: 1 << 20, MaxFiles: 10, MaxTotal: 1 << 20, MaxList: 10}); err != nil {
+				t.Error(err)
+			}
+			if f := g.rec.Files()["/late"]; f == nil || f.Size != 4 {
+				t.Errorf("what it did later: %+v", f)
+			}
+			if f := g.rec.Faults(); len(f) > 0 {
+				t.Errorf("faults: %q", f)
+			}
+		})
+	}
+}
+
 // TestTeardown checks that a machine leaves no process, descriptor, goroutine
 // or file, however it ends.
 func TestTeardown(t *testing.T) {
@@ -184,11 +216,6 @@ func TestTeardown(t *testing.T) {
 			if pids := children(t); len(pids) > 0 {
 				t.Errorf("processes %v are left", pids)
 			}
-			if name != "close_while_run" { // the sample is still open
-				if diff := cmp.Diff(fds, machinetest.Descriptors(t)); diff != "" {
-					t.Errorf("descriptors (-before +after):\n%s", diff)
-				}
-			}
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 				t.Errorf("files are left: %v, %v", left, err)
 			}
@@ -199,6 +226,12 @@ func TestTeardown(t *testing.T) {
 			if n := runtime.NumGoroutine(); n > goroutines {
 				stacks := make([]byte, 64<<10)
 				t.Errorf("%d goroutines before, %d after:\n%s", goroutines, n, stacks[:runtime.Stack(stacks, true)])
+			}
+			// A goroutine that is taken down may have had one.
+			if name != "close_while_run" { // the sample is still open
+				if diff := cmp.Diff(fds, machinetest.Descriptors(t)); diff != "" {
+					t.Errorf("descriptors (-before +after):\n%s", diff)
+				}
 			}
 		})
 	}

@@ -11,6 +11,9 @@ import (
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 )
 
+// Try restores a snapshot as [Snapshot] does with each.
+var Try = try
+
 // ToPong returns how long a machine takes from the exec of QEMU to the first
 // answer of the guest's agent, and from there to an identity of its own.
 func ToPong(ctx context.Context, cfg Config, o machine.Observer, id machine.Identity) (pong, assigned time.Duration, err error) {

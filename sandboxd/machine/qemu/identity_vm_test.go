@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/machine"
 	"github.com/petri-sandbox/petri/sandboxd/machine/machinetest"
 	"github.com/petri-sandbox/petri/schemas"
 )
@@ -37,20 +38,27 @@ echo self $(stat -c %Y /proc/self)
 echo root $(date -r / +%s)
 `
 
-// TestIdentity restores one template twice and compares what a sample can see.
+// TestIdentity restores one template three times, the last time to stand by for
+// a while, and compares what a sample can see.
 func TestIdentity(t *testing.T) {
 	cfg := machinetest.WarmConfig(t)
 	cfg.Untraced = true
 	var seen []map[string]string
-	for n := 1; n <= 2; n++ {
+	for n := 1; n <= 3; n++ {
 		id := machinetest.Identity(n)
 		// The second machine's clock is a day ahead: the guest keeps no clock of
 		// its own.
 		id.Time = time.Now().Add(time.Duration(n-1) * 24 * time.Hour)
 		begin := time.Now()
-		g, boot := poweron(t, cfg, id)
-		if boot.Machine.Start != "warm" {
-			t.Fatalf("started %s: %s", boot.Machine.Start, boot.Fallback)
+		var g *guest
+		var boot machine.Boot
+		if n == 3 {
+			g, boot = fromStandby(t, cfg, id)
+		} else {
+			g, boot = poweron(t, cfg, id)
+		}
+		if boot.Machine.Start != "warm" || boot.Pooled != (n == 3) {
+			t.Fatalf("started %s, pooled %v: %s", boot.Machine.Start, boot.Pooled, boot.Fallback)
 		}
 		if boot.Ready.Identity != id.Identity {
 			t.Errorf("identity %+v, want %+v", boot.Ready.Identity, id.Identity)
@@ -97,8 +105,9 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 	for key := range seen[0] {
-		if seen[0][key] == seen[1][key] || seen[0][key] == "" {
-			t.Errorf("%s is %q in both machines", key, seen[0][key])
+		a, b, c := seen[0][key], seen[1][key], seen[2][key]
+		if a == b || a == c || b == c || a == "" {
+			t.Errorf("%s is %q, %q, %q in three machines", key, a, b, c)
 		}
 	}
 }
@@ -148,12 +157,14 @@ func TestUnseen(t *testing.T) {
 			t.Errorf("%s is %q, want %q", key, facts[key], lines)
 		}
 	}
-	// The agent's own processes have no parent or tracer that shows.
+	// The agent's own processes have no parent or tracer that shows; the filter
+	// that holds calls does.
+	shown := map[string]string{"TracerPid": "0", "PPid": "0", "NoNewPrivs": "0", "Seccomp": "2"}
 	for _, pid := range []string{"1", self} {
 		for _, line := range facts["/proc/"+pid+"/status"] {
 			k, v, _ := strings.Cut(line, ":\t")
-			if (k == "TracerPid" || k == "PPid" || k == "Seccomp") && v != "0" {
-				t.Errorf("process %s has %s %s", pid, k, v)
+			if want, ok := shown[k]; ok && v != want {
+				t.Errorf("process %s has %s %s, want %s", pid, k, v, want)
 			}
 		}
 	}

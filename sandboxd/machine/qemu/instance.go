@@ -3,7 +3,6 @@
 package qemu
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +30,7 @@ type instance struct {
 	observer machine.Observer
 	proc     *child.Process
 	monitor  *qmp.Monitor
-	agent    *net.UnixConn // kept over resets; a session uses a duplicate
+	agent    *net.UnixConn
 	client   *guest.Client
 
 	stopping atomic.Bool // we asked for its end
@@ -40,10 +39,6 @@ type instance struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-
-	sessionCtx  context.Context    // of the link of the current client
-	session     context.CancelFunc // ends it
-	sessionDone chan struct{}
 
 	dumps     chan dumpResult
 	migration chan string // statuses, while a snapshot is made
@@ -69,14 +64,12 @@ func (m *Machine) start(ctx context.Context, ram ramMode) (*instance, error) {
 	if ram == ramPrivate {
 		err = in.restore(ctx)
 	}
-	if err == nil {
-		err = in.connect(ram != ramPrivate)
-	}
 	if err != nil {
 		err = in.explain(err)
 		in.close()
 		return nil, err
 	}
+	in.connect()
 	return in, nil
 }
 
@@ -147,70 +140,15 @@ func (in *instance) restore(ctx context.Context) error {
 	return in.monitor.Execute(ctx, "migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", fdState)}, nil)
 }
 
-// connect starts a session with the agent. A guest that boots is found by its
-// preamble.
-func (in *instance) connect(booting bool) error {
-	f, err := in.agent.File()
-	if err != nil {
-		return err
-	}
-	conn, err := net.FileConn(f)
-	f.Close()
-	if err != nil {
-		return err
-	}
-	var rw io.ReadWriteCloser = conn
-	if booting {
-		rw = &syncedConn{Conn: conn}
-	}
-	in.client = guest.New(rw, in.observer)
-	ctx, cancel := context.WithCancel(in.ctx)
-	in.sessionCtx, in.session, in.sessionDone = ctx, cancel, make(chan struct{})
-	client, done := in.client, in.sessionDone
+// connect starts to speak with the agent.
+func (in *instance) connect() {
+	in.client = guest.New(in.agent, in.observer)
 	in.spawn(func() {
-		defer close(done)
-		err := client.Serve(ctx)
-		if ctx.Err() == nil && !in.stopping.Load() && !errors.Is(err, io.EOF) {
+		err := in.client.Serve(in.ctx)
+		if in.ctx.Err() == nil && !in.stopping.Load() && !errors.Is(err, io.EOF) {
 			in.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("the link to the guest broke: %v", err)})
 		}
 	})
-	return nil
-}
-
-// syncedConn skips what a guest had half sent before it was reset.
-type syncedConn struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-// maxSkip bounds what may lie before a preamble.
-const maxSkip = 16 << 20
-
-func (s *syncedConn) Read(p []byte) (int, error) {
-	if s.r == nil {
-		r := bufio.NewReaderSize(s.Conn, 64<<10)
-		matched := 0
-		for skipped := 0; matched < len(guest.Preamble); skipped++ {
-			b, err := r.ReadByte()
-			if err != nil {
-				return 0, err
-			}
-			if skipped > maxSkip {
-				return 0, fmt.Errorf("no beginning in the first %d bytes of the guest's link", maxSkip)
-			}
-			switch {
-			case b == guest.Preamble[matched]:
-				matched++
-			case b == 0xff && matched == 4: // one 0xff more than the preamble has
-			case b == 0xff:
-				matched = 1
-			default:
-				matched = 0
-			}
-		}
-		s.r = r
-	}
-	return s.r.Read(p)
 }
 
 // hello waits for a booted guest's first words.
@@ -237,35 +175,12 @@ func (in *instance) assign(ctx context.Context, id machine.Identity, hello Hello
 	if err := in.client.Assign(ctx, id, !in.cfg.Untraced && hello.Tracer.Backend != "none"); err != nil {
 		return machine.Boot{}, fmt.Errorf("assign the guest: %w", err)
 	}
-	client, session := in.client, in.sessionCtx
 	in.spawn(func() {
-		if _, err := client.Network(session); err != nil && session.Err() == nil && !in.stopping.Load() {
+		if _, err := in.client.Network(in.ctx); err != nil && in.ctx.Err() == nil && !in.stopping.Load() {
 			in.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("the guest got no address: %v", err)})
 		}
 	})
 	return machine.Boot{Ready: schemas.GuestReady{Agent: hello.Version, Kernel: hello.Kernel, Tracer: hello.Tracer, Identity: id.Identity}}, nil
-}
-
-// reset restarts the guest inside of the same QEMU and waits for its agent.
-// Until then a reset by the guest is allowed: SeaBIOS answers ours by one of
-// its own (resume.c, handle_resume).
-func (in *instance) reset(ctx context.Context) (Hello, error) {
-	if err := in.monitor.Execute(ctx, "set-action", map[string]any{"reboot": "reset"}, nil); err != nil {
-		return Hello{}, err
-	}
-	in.session()
-	<-in.sessionDone
-	if err := in.monitor.Execute(ctx, "system_reset", nil, nil); err != nil {
-		return Hello{}, err
-	}
-	if err := in.connect(true); err != nil {
-		return Hello{}, err
-	}
-	hello, err := in.hello(ctx)
-	if err != nil {
-		return Hello{}, err
-	}
-	return hello, in.monitor.Execute(ctx, "set-action", map[string]any{"reboot": "shutdown"}, nil)
 }
 
 // watch reports the machine's end, unless we asked for it.
@@ -334,6 +249,12 @@ func (in *instance) explain(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w (qemu %s)", err, in.proc.Cause())
+}
+
+// end is a close that nobody is told of.
+func (in *instance) end() {
+	in.stopping.Store(true)
+	in.close()
 }
 
 // close ends the process and everything connected to it.

@@ -47,6 +47,9 @@ type Config struct {
 
 	// Untraced leaves the trace stream closed.
 	Untraced bool
+
+	// Append is put behind the kernel's command line.
+	Append string
 }
 
 // A Template is a snapshot on disk: what QEMU needs to restore it.
@@ -64,7 +67,8 @@ type Machine struct {
 	cfg      Config
 	observer machine.Observer
 
-	power sync.Mutex // held while it starts or ends
+	power   sync.Mutex // held while it starts or ends
+	standby *ready     // waits for an identity, or nil; guarded by power
 
 	mu     sync.Mutex
 	run    *instance // the running one, or nil
@@ -122,43 +126,129 @@ func (m *Machine) take() *instance {
 	return in
 }
 
+// ready is an instance whose agent waits for an identity.
+type ready struct {
+	in              *instance
+	hello           Hello
+	start, fallback string
+}
+
+// warm restores the template.
+func (m *Machine) warm(ctx context.Context) (*ready, error) {
+	in, err := m.start(ctx, ramPrivate)
+	if err != nil {
+		return nil, err
+	}
+	return &ready{in: in, hello: m.cfg.Template.Hello, start: "warm"}, nil
+}
+
+// cold boots.
+func (m *Machine) cold(ctx context.Context, fallback string) (*ready, error) {
+	in, err := m.start(ctx, ramAnonymous)
+	if err != nil {
+		return nil, err
+	}
+	hello, err := in.hello(ctx)
+	if err != nil {
+		err = in.explain(err)
+		in.close()
+		return nil, err
+	}
+	return &ready{in: in, hello: hello, start: "cold", fallback: fallback}, nil
+}
+
+// Standby starts the machine as far as it goes without an identity, and holds
+// it there: the guest stands still until [Machine.Poweron], which is then the
+// sooner done. That the machine ends meanwhile is reported as an event. A
+// machine can be held once, before its first start.
+func (m *Machine) Standby(ctx context.Context) error {
+	_, err := m.starting(ctx, func(ctx context.Context) (machine.Boot, error) {
+		r, err := m.hold(ctx)
+		if err == nil {
+			m.standby = r
+			r.in.watch()
+		}
+		return machine.Boot{}, err
+	})
+	return err
+}
+
+// hold starts an instance, sees that its agent answers, and stops it.
+func (m *Machine) hold(ctx context.Context) (*ready, error) {
+	var r *ready
+	var err error
+	if m.cfg.Template != nil {
+		r, err = m.warm(ctx)
+	} else {
+		r, err = m.cold(ctx, m.cfg.Fallback)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err = r.in.client.Ping(ctx); err == nil {
+		err = r.in.monitor.Execute(ctx, "stop", nil, nil)
+	}
+	if err != nil {
+		err = r.in.explain(err)
+		r.in.close()
+		return nil, err
+	}
+	return r, nil
+}
+
 // poweron starts an instance. m.power is held.
 func (m *Machine) poweron(ctx context.Context, id machine.Identity) (machine.Boot, error) {
 	if in := m.take(); in != nil {
 		in.close()
 	}
 	begin := time.Now()
-	fallback := m.cfg.Fallback
-	if m.cfg.Template != nil {
-		in, err := m.start(ctx, ramPrivate)
+	if r := m.standby; r != nil {
+		m.standby = nil
+		err := r.in.monitor.Execute(ctx, "cont", nil, nil)
 		if err == nil {
 			var boot machine.Boot
-			if boot, err = in.assign(ctx, id, m.cfg.Template.Hello); err == nil {
-				return m.started(in, boot, "warm", "", begin), nil
+			if boot, err = m.assign(ctx, r, id, begin); err == nil {
+				boot.Pooled = true
+				return boot, nil
 			}
-			err = in.explain(err)
-			in.close()
+		} else {
+			r.in.end()
+		}
+		if ctx.Err() != nil {
+			return machine.Boot{}, err
+		}
+		// What has waited is no good any more; another is.
+	}
+	fallback := m.cfg.Fallback
+	if m.cfg.Template != nil {
+		r, err := m.warm(ctx)
+		if err == nil {
+			var boot machine.Boot
+			if boot, err = m.assign(ctx, r, id, begin); err == nil {
+				return boot, nil
+			}
 		}
 		if ctx.Err() != nil {
 			return machine.Boot{}, err
 		}
 		fallback = "warm start: " + err.Error()
 	}
-	in, err := m.start(ctx, ramAnonymous)
+	r, err := m.cold(ctx, fallback)
 	if err != nil {
 		return machine.Boot{}, err
 	}
-	hello, err := in.hello(ctx)
-	var boot machine.Boot
-	if err == nil {
-		boot, err = in.assign(ctx, id, hello)
-	}
+	return m.assign(ctx, r, id, begin)
+}
+
+// assign gives an instance its identity, or ends it.
+func (m *Machine) assign(ctx context.Context, r *ready, id machine.Identity, begin time.Time) (machine.Boot, error) {
+	boot, err := r.in.assign(ctx, id, r.hello)
 	if err != nil {
-		err = in.explain(err)
-		in.close()
+		err = r.in.explain(err)
+		r.in.end()
 		return machine.Boot{}, err
 	}
-	return m.started(in, boot, "cold", fallback, begin), nil
+	return m.started(r.in, boot, r.start, r.fallback, begin), nil
 }
 
 func (m *Machine) started(in *instance, boot machine.Boot, start, fallback string, begin time.Time) machine.Boot {
@@ -167,7 +257,7 @@ func (m *Machine) started(in *instance, boot machine.Boot, start, fallback strin
 	m.mu.Unlock()
 	in.watch()
 	boot.Machine = schemas.MachineSpec{
-		Arch: m.cfg.CPU.Name, Backend: "qemu", Start: start, Accel: m.cfg.Accel, CPUs: 1, Memory: m.cfg.Memory,
+		Arch: m.cfg.CPU.Name, With: m.cfg.CPU.With.Name, Backend: "qemu", Start: start, Accel: m.cfg.Accel, CPUs: 1, Memory: m.cfg.Memory,
 	}
 	boot.Version, boot.Kernel, boot.Image, boot.Fallback = m.cfg.Version, boot.Ready.Kernel, m.cfg.Image, fallback
 	if start == "warm" {
@@ -213,22 +303,19 @@ func (m *Machine) Restart(ctx context.Context, id machine.Identity) (machine.Boo
 	return m.starting(ctx, func(ctx context.Context) (machine.Boot, error) { return m.restart(ctx, id) })
 }
 
-// restart resets the running instance. m.power is held.
+// restart boots an instance in place of the running one, whose QEMU may have been
+// given no kernel. m.power is held.
 func (m *Machine) restart(ctx context.Context, id machine.Identity) (machine.Boot, error) {
-	in, err := m.instance()
-	if err != nil {
+	if _, err := m.instance(); err != nil {
 		return machine.Boot{}, err
 	}
 	begin := time.Now()
-	hello, err := in.reset(ctx)
+	m.take().end()
+	r, err := m.cold(ctx, "")
 	if err != nil {
-		return machine.Boot{}, in.explain(err)
+		return machine.Boot{}, err
 	}
-	boot, err := in.assign(ctx, id, hello)
-	if err != nil {
-		return machine.Boot{}, in.explain(err)
-	}
-	return m.started(in, boot, "cold", "", begin), nil
+	return m.assign(ctx, r, id, begin)
 }
 
 // Shutdown implements [machine.Machine].
@@ -268,9 +355,12 @@ func (m *Machine) end(closed bool) {
 	m.mu.Unlock()
 	m.power.Lock() // what was starting has given up
 	defer m.power.Unlock()
+	if r := m.standby; r != nil {
+		m.standby = nil
+		r.in.end()
+	}
 	if in := m.take(); in != nil {
-		in.stopping.Store(true)
-		in.close()
+		in.end()
 	}
 }
 

@@ -5,34 +5,93 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
+	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 )
+
+// snapshots is how many are taken until one can be restored.
+const snapshots = 3
 
 // Snapshot boots a guest whose RAM is the file ram, waits until its agent is
 // ready, and writes the devices' state to the file state. The two files and
 // the agent's words are what a [Template] needs.
 //
+// What does not answer when it is restored is no template, and another is made: QEMU
+// 7.2 leaves an emulated S/390's pending interrupts out of its state
+// (qemu_s390_flic_vmstate in hw/intc/s390_flic.c), and where one of virtio's was,
+// there comes no other before the guest has taken that (virtio_ccw_notify in
+// hw/s390x/virtio-ccw.c).
+func Snapshot(ctx context.Context, cfg Config, o machine.Observer, ram, state *os.File) (Hello, error) {
+	for n := 1; ; n++ {
+		hello, err := snapshot(ctx, &cfg, o, ram, state)
+		if err != nil {
+			return Hello{}, err
+		}
+		if err = try(ctx, &cfg, o, ram, state); err == nil {
+			return hello, nil
+		}
+		if n == snapshots || ctx.Err() != nil {
+			return Hello{}, fmt.Errorf("restore the snapshot: %w", err)
+		}
+	}
+}
+
+// try restores a snapshot and waits for its agent's answer.
+func try(ctx context.Context, cfg *Config, o machine.Observer, ram, state *os.File) error {
+	if _, err := state.Seek(0, io.SeekStart); err != nil { // QEMU inherits the offset
+		return err
+	}
+	in, err := launch(ctx, cfg, o, ramPrivate, ram, state)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	in.stopping.Store(true)
+	if err := in.restore(ctx); err != nil {
+		return in.explain(err)
+	}
+	in.connect()
+	return in.explain(in.client.Ping(ctx))
+}
+
+// snapshot takes one.
+//
 // The guest is not paused before: a restored one shall go on by itself. And the
 // agent waits in a read with the host connected, so that the first byte after
-// the restore wakes it even where an emulated timer does not (the MIPS ones).
-func Snapshot(ctx context.Context, cfg Config, o machine.Observer, ram, state *os.File) (Hello, error) {
+// the restore wakes it even where an emulated timer does not.
+func snapshot(ctx context.Context, cfg *Config, o machine.Observer, ram, state *os.File) (Hello, error) {
+	for _, f := range []*os.File{ram, state} { // of what was taken before
+		if err := f.Truncate(0); err != nil {
+			return Hello{}, err
+		}
+	}
+	if _, err := state.Seek(0, io.SeekStart); err != nil {
+		return Hello{}, err
+	}
 	if err := ram.Truncate(cfg.Memory); err != nil {
 		return Hello{}, fmt.Errorf("make the template's RAM: %w", err)
 	}
-	in, err := launch(ctx, &cfg, o, ramShared, ram, nil)
+	in, err := launch(ctx, cfg, o, ramShared, ram, nil)
 	if err != nil {
 		return Hello{}, err
 	}
 	defer in.close()
 	in.stopping.Store(true) // its end is no news
-	if err := in.connect(true); err != nil {
-		return Hello{}, in.explain(err)
-	}
+	in.connect()
+	settled := time.NewTimer(cfg.CPU.Settle) // the guest runs
+	defer settled.Stop()
 	hello, err := in.hello(ctx)
 	if err != nil {
 		return Hello{}, in.explain(err)
+	}
+	select {
+	case <-settled.C:
+	case <-in.proc.Done(): // which the ping tells
+	case <-ctx.Done():
+		return Hello{}, fmt.Errorf("wait for a guest that runs: %w", ctx.Err())
 	}
 	if err := in.client.Ping(ctx); err != nil {
 		return Hello{}, in.explain(err)

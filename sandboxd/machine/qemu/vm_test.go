@@ -45,6 +45,26 @@ type guest struct {
 // poweron starts a machine that lives as long as the test.
 func poweron(t testing.TB, cfg qemu.Config, id machine.Identity) (*guest, machine.Boot) {
 	t.Helper()
+	return powered(t, cfg, id, func(context.Context, *qemu.Machine) error { return nil })
+}
+
+// fromStandby starts a machine that has stood by for a second.
+func fromStandby(t testing.TB, cfg qemu.Config, id machine.Identity) (*guest, machine.Boot) {
+	t.Helper()
+	return powered(t, cfg, id, func(ctx context.Context, m *qemu.Machine) error {
+		if err := m.Standby(ctx); err != nil {
+			return err
+		}
+		if err := m.Pause(ctx); !errors.Is(err, machine.ErrGone) {
+			return fmt.Errorf("a machine without an analysis could be used: %v", err)
+		}
+		<-time.After(time.Second) // what a clock that stood still would show
+		return nil
+	})
+}
+
+func powered(t testing.TB, cfg qemu.Config, id machine.Identity, before func(context.Context, *qemu.Machine) error) (*guest, machine.Boot) {
+	t.Helper()
 	rec := machinetest.NewRecorder()
 	m := qemu.New(cfg, rec)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
@@ -54,6 +74,9 @@ func poweron(t testing.TB, cfg qemu.Config, id machine.Identity) (*guest, machin
 			t.Errorf("close: %v", err)
 		}
 	})
+	if err := before(ctx, m); err != nil {
+		t.Fatal(err)
+	}
 	boot, err := m.Poweron(ctx, id)
 	if err != nil {
 		t.Fatalf("poweron: %v; the guest's console: %s", err, rec.Text(schemas.SourceSerial))
@@ -289,6 +312,9 @@ func TestNotExecuted(t *testing.T) {
 			machine.NotExecuted{Reason: "execve /root/sample: no such file or directory", Errno: "ENOENT"}},
 		"library": {"\x7fELF", func(r *machine.Run) { r.Needed = []string{"libc.so.6", "libnowhere.so.1"} },
 			machine.NotExecuted{Reason: "the guest lacks libnowhere.so.1", Missing: []string{"libnowhere.so.1"}}},
+		"version": {"\x7fELF", func(r *machine.Run) {
+			r.Needed, r.Versions = []string{"libc.so.6", "libz.so.1"}, []string{"libc.so.6 GLIBC_2.2.5", "libc.so.6 GLIBC_2.99", "libz.so.1 ZLIB_1.2.9"}
+		}, machine.NotExecuted{Reason: "the guest lacks libc.so.6 GLIBC_2.99", Missing: []string{"libc.so.6 GLIBC_2.99"}}},
 		"loader": {"\x7fELF", func(r *machine.Run) { r.Interp = "/lib/ld-uClibc.so.0" },
 			machine.NotExecuted{Reason: "its interpreter /lib/ld-uClibc.so.0 is not in the guest", Missing: []string{"/lib/ld-uClibc.so.0"}}},
 		"interpreter": {"#!/bin/sh\r\n", func(r *machine.Run) { r.Interp = "/bin/sh\r" },
@@ -520,7 +546,14 @@ func TestCollect(t *testing.T) {
 		"/tmp/twin-b":  {Change: "created", Data: "the same bytes", Mode: 0o644, Stored: true},
 		"/etc/profile": {Change: "modified", Data: "overwritten\n", Mode: 0o644, Stored: true},
 		// What a deletion leaves is no file; the one before is told.
-		"/etc/protocols":         {Change: "deleted", Reason: "deleted"},
+		"/etc/protocols": {Change: "deleted", Reason: "deleted"},
+		// So is it where the directory was deleted, and made anew.
+		"/etc/skel/.bash_logout":   {Change: "deleted", Reason: "deleted"},
+		"/etc/skel/.bashrc":        {Change: "modified", Data: "replaced\n", Mode: 0o644, Stored: true},
+		"/etc/skel/.profile":       {Change: "deleted", Reason: "deleted"},
+		"/etc/dpkg/origins/debian": {Change: "deleted", Reason: "deleted"},
+		"/etc/dpkg/origins/other":  {Change: "created", Data: "other\n", Mode: 0o644, Stored: true},
+
 		"/tmp/link":              {Change: "created", Reason: "symbolic link", Target: "/etc/shadow", Mode: 0o777},
 		"/tmp/dir":               {Change: "created", Mode: 0o711},
 		"/tmp/dir/a\nb'\"\ufffd": {Change: "created", Data: "odd name\n", Mode: 0o600, Stored: true},
@@ -539,7 +572,7 @@ func TestCollect(t *testing.T) {
 	if !slices.Contains(deep, "deep\n") {
 		t.Errorf("the file at the end of a long path is not among %d", len(deep))
 	}
-	if all := len(want) + 22; sum.Listed != all || sum.Sent != 9 || sum.Omitted != 0 {
+	if all := len(want) + 22; sum.Listed != all || sum.Sent != 11 || sum.Omitted != 0 {
 		t.Errorf("sum %+v, want %d", sum, all)
 	}
 	if f := files["/tmp/large"]; f != nil && (f.SHA256 == nil || f.Size != 17<<16) {
@@ -575,6 +608,30 @@ func TestFallback(t *testing.T) {
 	}
 	if got := g.sh("echo alive"); got != "alive" {
 		t.Errorf("guest says %q", got)
+	}
+}
+
+// TestTry checks that a snapshot is only taken for one that a guest comes out of.
+func TestTry(t *testing.T) {
+	cfg := machinetest.WarmConfig(t)
+	ram, newState := cfg.Template.RAM, cfg.Template.State
+	cfg.Template = nil
+	state, err := newState()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	for range 2 { // wherever the file's offset is
+		if err := qemu.Try(t.Context(), &cfg, machinetest.NewRecorder(), ram, state); err != nil {
+			t.Error(err)
+		}
+	}
+	bad := filepath.Join(t.TempDir(), "state")
+	if err := os.WriteFile(bad, []byte("no device state"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := qemu.Try(t.Context(), &cfg, machinetest.NewRecorder(), ram, machinetest.Open(t, bad)); err == nil {
+		t.Error("no device state was restored")
 	}
 }
 

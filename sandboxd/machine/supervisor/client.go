@@ -236,6 +236,10 @@ func (e *remoteError) Error() string { return e.text }
 
 func (e *remoteError) Is(target error) bool { return e.gone && target == machine.ErrGone }
 
+// Standby starts the machine as far as it goes without an identity, and holds
+// it there until [Machine.Poweron]. It comes before the first of those.
+func (m *Machine) Standby(ctx context.Context) error { return m.simple(ctx, reqStandby) }
+
 // Poweron implements [machine.Machine].
 func (m *Machine) Poweron(ctx context.Context, id machine.Identity) (machine.Boot, error) {
 	boot, err := call[machine.Identity, machine.Boot](ctx, m, reqPoweron, id)

@@ -69,7 +69,7 @@ func link(t *testing.T, rec machine.Observer, pcap int64) (m *Machine, out *obse
 		m.conn.Close()
 		running.Wait()
 	})
-	out, err := newObserver(conn, Spec{Pcap: pcap, Arch: "amd64"})
+	out, err := newObserver(conn, Spec{Pcap: pcap, Guest: "amd64"})
 	if err != nil {
 		t.Fatal(err)
 	}

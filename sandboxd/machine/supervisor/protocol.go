@@ -25,7 +25,7 @@ type Spec struct {
 	Binary   string `json:"binary"`
 	Version  string `json:"version"`
 	Accel    string `json:"accel"`
-	Arch     string `json:"arch"`
+	Guest    string `json:"guest"`
 	Memory   int64  `json:"memory"`
 	Image    string `json:"image"`
 	Mark     string `json:"mark"`
@@ -50,7 +50,8 @@ const (
 
 // Requests to a supervisor.
 const (
-	reqStart    = "start" // [Spec], once, first
+	reqStart    = "start"   // [Spec], once, first
+	reqStandby  = "standby" // a start without an identity, before the first poweron
 	reqPoweron  = "poweron"
 	reqPause    = "pause"
 	reqResume   = "resume"

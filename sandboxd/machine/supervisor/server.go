@@ -127,6 +127,8 @@ func (s *server) request(ctx context.Context, name string, raw json.RawMessage) 
 		return nil, fmt.Errorf("request %q before %q", name, reqStart)
 	}
 	switch name {
+	case reqStandby:
+		return handle(ctx, raw, nothing(m.Standby))
 	case reqPoweron:
 		return handle(ctx, raw, m.Poweron)
 	case reqPause:
@@ -219,7 +221,7 @@ func (s *server) start(_ context.Context, spec Spec) (none, error) {
 	if err := limit(spec.Memory); err != nil {
 		return none{}, err
 	}
-	cpu, err := catalogue.Lookup(spec.Arch)
+	cpu, err := catalogue.Lookup(spec.Guest)
 	if err != nil {
 		return none{}, err
 	}
@@ -352,7 +354,7 @@ func newObserver(conn *wire.Conn, spec Spec) (*observer, error) {
 	}
 	var err error
 	o.pcap, err = capture.NewWriter(capture.Options{
-		MaxBytes: max(spec.Pcap, minPcap), Interface: "eth0", Application: "petri", OS: "Linux", Hardware: spec.Arch,
+		MaxBytes: max(spec.Pcap, minPcap), Interface: "eth0", Application: "petri", OS: "Linux", Hardware: spec.Guest,
 	}, func(chunk []byte, _ int) error {
 		o.Data(schemas.SourcePcap, chunk)
 		return nil

@@ -69,7 +69,7 @@ const user = 2_000_199_999
 
 func spec(mark string) supervisor.Spec {
 	return supervisor.Spec{
-		Binary: machinetest.QEMU, Version: "test", Accel: "tcg", Arch: machinetest.Arch, Memory: machinetest.Memory, Mark: mark, Pcap: 1 << 20,
+		Binary: machinetest.QEMU, Version: "test", Accel: "tcg", Guest: machinetest.Arch, Memory: machinetest.Memory, Mark: mark, Pcap: 1 << 20,
 	}
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Changes the file system in every way that a collection tells apart: creates,
  * overwrites, deletes, links, makes directories, fifos and devices, names that
- * are no UTF-8 or too long for a path, holes, and the same bytes twice. */
+ * are no UTF-8 or too long for a path, holes, and the same bytes twice; and makes
+ * two of the image's directories anew. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -26,6 +27,18 @@ int main(void)
 	put("/tmp/twin-b", "the same bytes", 0644);
 	put("/etc/profile", "overwritten\n", 0644);
 	unlink("/etc/protocols");
+	unlink("/etc/skel/.bash_logout");
+	unlink("/etc/skel/.bashrc");
+	unlink("/etc/skel/.profile");
+	rmdir("/etc/skel");
+	mkdir("/etc/skel", 0755);
+	put("/etc/skel/.bashrc", "replaced\n", 0644);
+	unlink("/etc/dpkg/origins/debian");
+	rmdir("/etc/dpkg/origins");
+	rmdir("/etc/dpkg");
+	mkdir("/etc/dpkg", 0755);
+	mkdir("/etc/dpkg/origins", 0755);
+	put("/etc/dpkg/origins/other", "other\n", 0644);
 	symlink("/etc/shadow", "/tmp/link");
 	mkdir("/tmp/dir", 0711);
 	put("/tmp/dir/a\nb'\"\xff", "odd name\n", 0600);

@@ -12,7 +12,7 @@ static char name[64] = "/tmp/evil";
 
 static void *other(void *unused)
 {
-	usleep(50000);
+	usleep(500000); /* that it blocks is no event */
 	strcpy(name, "/tmp/good");
 	open("/tmp/evil", O_WRONLY);
 	return unused;

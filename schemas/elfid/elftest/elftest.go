@@ -8,6 +8,7 @@ package elftest
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 )
 
 // File says what to build. The zero value is a 32-bit little-endian file of
@@ -22,6 +23,7 @@ type File struct {
 
 	Interpreter string
 	Needed      []string
+	Versions    []string // of the libraries' symbols: "libc.so.6 GLIBC_2.38"
 	SOName      string
 	RunPath     string
 	RPath       string
@@ -101,6 +103,36 @@ func (w *writer) section(name, typ uint32, flags, addr, off, size uint64, link, 
 	w.word(1, entry)
 }
 
+// versions writes the table of the needed versions, behind its strings, and returns
+// where it is. start is where the body begins in the file, and strtab its strings.
+func (w *writer) versions(versions []string, start int, strtab uint64) uint64 {
+	here := func() uint64 { return uint64(start + w.Len()) }
+	at := func(s string) uint32 {
+		off := uint32(here() - strtab)
+		w.WriteString(s + "\x00")
+		return off
+	}
+	var names [][2]uint32
+	for _, v := range versions {
+		library, version, _ := strings.Cut(v, " ")
+		names = append(names, [2]uint32{at(library), at(version)})
+	}
+	for here()%4 != 0 {
+		w.WriteByte(0)
+	}
+	table := here()
+	for i, n := range names {
+		next := uint32(32)
+		if i == len(names)-1 {
+			next = 0
+		}
+		w.u16(1, 1) // the format's version, and one of the library's
+		w.u32(n[0], 16, next)
+		w.u32(0, 0, n[1], 0)
+	}
+	return table
+}
+
 // Bytes builds the file.
 func (f File) Bytes() []byte {
 	var o binary.ByteOrder = binary.LittleEndian
@@ -165,6 +197,9 @@ func (f File) Bytes() []byte {
 		add(15, f.RPath)
 		add(29, f.RunPath)
 		dyn = append(dyn, 5, base+strtab, 10, here()-strtab)
+		if len(f.Versions) > 0 {
+			dyn = append(dyn, 0x6ffffffe, base+body.versions(f.Versions, start, strtab), 0x6fffffff, uint64(len(f.Versions)))
+		}
 		if f.PIE {
 			dyn = append(dyn, 0x6ffffffb, 0x08000000)
 		}

@@ -68,7 +68,7 @@ inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 #define PUT_STRING(READ, MAX)                                               \
 	{                                                                   \
 		s32 n = READ(&t->data[off + HEAD], MAX, (void *)ptr);       \
-		u32 len;                                                    \
+		u64 len;                                                    \
 		if (n < 0)                                                  \
 			return n;                                           \
 		if (n == MAX) {                                             \
@@ -77,6 +77,7 @@ inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 				stats()->unreadable++;                      \
 		}                                                           \
 		len = n ? (u32)n - 1 : 0;                                   \
+		asm volatile("" : "+r"(len)); /* one value, for the verifier */ \
 		if (len >= MAX)                                             \
 			return -EFAULT;                                     \
 		zero_tail(&t->data[off + HEAD], len);                       \
@@ -85,7 +86,7 @@ inline_ int put_empty(struct task *t, u32 meta, u32 flags)
 	}
 
 /* put_string appends a string of the user's; meta is argument | kind << 8. */
-__noinline int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
+FUNC int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
 {
 	GUARD(t);
 	u64 off = place(t);
@@ -101,7 +102,7 @@ __noinline int put_string(struct task *t, u64 ptr, u32 meta, u32 flags)
 }
 
 /* put_kernel_string appends a string of the kernel's. */
-__noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
+FUNC int put_kernel_string(struct task *t, u64 ptr, u32 meta)
 {
 	GUARD(t);
 	u64 off = place(t);
@@ -114,6 +115,16 @@ __noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
 	return put_empty(t, meta, ATT_F_TRUNCATED);
 }
 
+/* read_user reads n bytes of the user's, no more than max: the verifier must see
+ * that of the very value that the helper gets. */
+inline_ int read_user(void *to, u64 n, u32 max, u64 ptr)
+{
+	asm volatile("" : "+r"(n));
+	if (n > max)
+		return -EFAULT;
+	return bpf_probe_read_user(to, n, (void *)ptr);
+}
+
 #define PUT_BYTES(MAX)                                                      \
 	{                                                                   \
 		s32 err;                                                    \
@@ -122,7 +133,7 @@ __noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
 			flags |= ATT_F_TRUNCATED;                           \
 		}                                                           \
 		*(u64 *)&t->data[off + HEAD + ((n - 1) & (MAX - 8))] = 0;   \
-		err = bpf_probe_read_user(&t->data[off + HEAD], n, (void *)ptr); \
+		err = read_user(&t->data[off + HEAD], n, MAX, ptr);         \
 		if (err)                                                    \
 			return err;                                         \
 		finish(t, off, meta, flags, n);                             \
@@ -130,7 +141,7 @@ __noinline int put_kernel_string(struct task *t, u64 ptr, u32 meta)
 	}
 
 /* put_bytes appends n bytes of the user's, or as many as there is room for. */
-__noinline int put_bytes(struct task *t, u64 ptr, u32 n, u32 meta, u32 flags)
+FUNC int put_bytes(struct task *t, u64 ptr, u32 n, u32 meta, u32 flags)
 {
 	GUARD(t);
 	u64 off = place(t);
@@ -162,9 +173,9 @@ inline_ int put_some(struct task *t, u64 ptr, u64 n, u32 limit, u32 meta, u32 fl
 /* piece reads n bytes of the user's to a place in the buffer. */
 inline_ int piece(struct task *t, u32 at, u64 ptr, u32 n)
 {
-	if (at > AREA - BUFFER || n > BUFFER)
+	if (at > AREA - BUFFER)
 		return -EFAULT;
-	return bpf_probe_read_user(&t->data[at], n, (void *)ptr);
+	return read_user(&t->data[at], n, BUFFER, ptr);
 }
 
 #define PIECE_STRING 1024
@@ -186,7 +197,7 @@ inline_ int piece_string(struct task *t, u32 at, u64 ptr)
 #define PIECE_NAME 256
 
 /* piece_name reads a string of the kernel's and returns its length with NUL. */
-__noinline int piece_name(struct task *t, u32 at, u64 ptr)
+FUNC int piece_name(struct task *t, u32 at, u64 ptr)
 {
 	GUARD(t);
 	if (at > AREA - PIECE_NAME)
@@ -195,7 +206,7 @@ __noinline int piece_name(struct task *t, u32 at, u64 ptr)
 }
 
 /* close_pieces makes n bytes that lie behind the attachments one of them. */
-__noinline int close_pieces(struct task *t, u32 n, u32 meta, u32 flags)
+FUNC int close_pieces(struct task *t, u32 n, u32 meta, u32 flags)
 {
 	u64 off;
 
@@ -219,28 +230,31 @@ inline_ u64 user_word(u64 at, u32 word)
 	return bpf_probe_read_user(&v, sizeof(v), (void *)at) ? ~0ull : v;
 }
 
-/* What put_iov and put_argv go through, step by step. */
-struct steps {
-	u64 at; /* the next element */
-	u64 count, total, seen; /* elements; bytes that there are and were gone through */
-	u32 pos; /* bytes taken */
-	u32 word; /* size of a pointer */
-	u32 cut; /* something was left out */
-	u32 end;
-};
+/* steps begins to go through pieces. */
+inline_ struct steps *steps(struct task *t, u64 at, u32 word)
+{
+	struct steps *s = &t->steps;
+
+	s->at = at;
+	s->count = s->total = s->seen = 0;
+	s->pos = s->cut = s->end = 0;
+	s->word = word;
+	return s;
+}
 
 /* How much of an attachment's meta is what in put_iov. */
 #define META_WORD(meta) ((meta) >> 16 & 0xff)
 #define META_FLAGS(meta) ((meta) >> 24)
 
 /* step_iov takes the next buffer and says whether there may be another. */
-__noinline int step_iov(struct task *t, struct steps *s)
+FUNC int step_iov(struct task *t)
 {
+	struct steps *s;
 	u64 base, length;
 	u32 n;
 
 	GUARD(t);
-	GUARD(s);
+	s = &t->steps;
 	if (s->count == 0 || s->pos >= BUFFER || s->seen >= s->total)
 		return 0;
 	base = user_word(s->at, s->word);
@@ -263,35 +277,39 @@ __noinline int step_iov(struct task *t, struct steps *s)
 
 /* put_iov appends the first bytes of count buffers, of total bytes in all. The
  * size of a pointer and flags come in meta. */
-__noinline int put_iov(struct task *t, u64 iov, u64 count, u64 total, u32 meta)
+FUNC int put_iov(struct task *t, u64 iov, u64 count, u64 total, u32 meta)
 {
-	struct steps s = {.at = iov, .count = count, .total = total, .word = META_WORD(meta)};
+	struct steps *s;
 	u32 flags = META_FLAGS(meta);
 	int i, more = 1;
 
 	GUARD(t);
+	s = steps(t, iov, META_WORD(meta));
+	s->count = count;
+	s->total = total;
 	if (t->length > AREA - HEAD - LARGE)
 		return put_empty(t, meta, flags | ATT_F_TRUNCATED);
 	for (i = 0; i < IOV_COUNT; i++) {
-		more = step_iov(t, &s);
+		more = step_iov(t);
 		if (more <= 0)
 			break;
 	}
 	if (more < 0)
 		return more;
-	if (s.seen > s.pos || (s.seen < s.total && s.count))
+	if (s->seen > s->pos || (s->seen < s->total && s->count))
 		flags |= ATT_F_TRUNCATED;
-	return close_pieces(t, s.pos, meta, flags);
+	return close_pieces(t, s->pos, meta, flags);
 }
 
 /* step_argv takes the next string and says whether there may be another. */
-__noinline int step_argv(struct task *t, struct steps *s)
+FUNC int step_argv(struct task *t)
 {
+	struct steps *s;
 	u64 ptr;
 	s32 n;
 
 	GUARD(t);
-	GUARD(s);
+	s = &t->steps;
 	ptr = user_word(s->at, s->word);
 	if (ptr == ~0ull)
 		return -EFAULT;
@@ -314,22 +332,23 @@ __noinline int step_argv(struct task *t, struct steps *s)
 #define ARGV_COUNT 24
 
 /* put_argv appends the strings of a NULL-terminated array. */
-__noinline int put_argv(struct task *t, u64 argv, u32 meta, u32 word, u32 flags)
+FUNC int put_argv(struct task *t, u64 argv, u32 meta, u32 word, u32 flags)
 {
-	struct steps s = {.at = argv, .word = word};
+	struct steps *s;
 	int i, more = 1;
 
 	GUARD(t);
+	s = steps(t, argv, word);
 	if (t->length > AREA - HEAD - LARGE)
 		return put_empty(t, meta, flags | ATT_F_TRUNCATED);
 	for (i = 0; i < ARGV_COUNT + 1; i++) {
-		more = step_argv(t, &s);
+		more = step_argv(t);
 		if (more <= 0)
 			break;
 	}
 	if (more < 0)
 		return more;
-	if (!s.end || s.cut)
+	if (!s->end || s->cut)
 		flags |= ATT_F_TRUNCATED;
-	return close_pieces(t, s.pos, meta, flags);
+	return close_pieces(t, s->pos, meta, flags);
 }

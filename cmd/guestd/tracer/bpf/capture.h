@@ -10,7 +10,7 @@ inline_ u32 word_of(struct task *t)
 }
 
 /* load_mux puts the arguments of a sub-call in the place of the call's own. */
-__noinline int load_mux(struct task *t, u32 word)
+FUNC int load_mux(struct task *t, u32 word)
 {
 	u64 sub, ptr, *a;
 	int i;
@@ -42,36 +42,58 @@ __noinline int load_mux(struct task *t, u32 word)
 	return 1;
 }
 
-/* put_msg appends the address and the buffers of a struct msghdr. */
-__noinline int put_msg(struct task *t, u64 msg, u32 arg, u64 total, u32 flags)
-{
-	GUARD(t);
-	u64 name, iov, count;
-	u32 length, word = word_of(t);
-	int err = 0;
+#define MESSAGE (~0ull) /* no count: the argument is a message */
 
-	if (word == 4) {
+/* The buffers of put_vector, and the bytes that there are in all. */
+struct vector {
+	u64 iov, count, total;
+};
+
+/* open_msg appends the address of a struct msghdr, and finds its buffers. */
+inline_ int open_msg(struct task *t, u64 msg, u32 arg, u32 flags, struct vector *v)
+{
+	u64 name;
+	u32 length;
+
+	if (word_of(t) == 4) {
 		u32 m[4] = {};
 		if (bpf_probe_read_user(m, sizeof(m), (void *)msg))
 			return -EFAULT;
 		name = m[0];
 		length = m[1];
-		iov = m[2];
-		count = m[3];
+		v->iov = m[2];
+		v->count = m[3];
 	} else {
 		u64 m[4] = {};
 		if (bpf_probe_read_user(m, sizeof(m), (void *)msg))
 			return -EFAULT;
 		name = m[0];
 		length = ((u32 *)m)[2];
-		iov = m[2];
-		count = m[3];
+		v->iov = m[2];
+		v->count = m[3];
 	}
 	if (name && length)
-		err = put_some(t, name, length, SOCKADDR, META(arg, ATT_SOCKADDR), flags);
-	if (err >= 0)
-		err = put_iov(t, iov, count, total, META(arg, ATT_BYTES) | word << 16 | flags << 24);
-	return err;
+		return put_some(t, name, length, SOCKADDR, META(arg, ATT_SOCKADDR), flags);
+	return 0;
+}
+
+/* put_vector appends the buffers of argument i: itself, or of the message that it
+ * points to. */
+FUNC int put_vector(struct task *t, u32 i, u64 count, u64 total, u32 flags)
+{
+	struct vector v = {.count = count, .total = total};
+	int err;
+
+	GUARD(t);
+	if (i >= 6)
+		return 0;
+	v.iov = args(t)[i];
+	if (count == MESSAGE) {
+		err = open_msg(t, v.iov, i, flags, &v);
+		if (err < 0)
+			return err;
+	}
+	return put_iov(t, v.iov, v.count, v.total, META(i, ATT_BYTES) | word_of(t) << 16 | flags << 24);
 }
 
 inline_ u64 arg_of(struct task *t, u32 i)
@@ -87,8 +109,10 @@ inline_ u32 kind_of(u32 capture)
 	case CAPTURE_PRCTL:
 		return ATT_STRING;
 	case CAPTURE_STRUCT:
+	case CAPTURE_OUT_STRUCT:
 		return ATT_STRUCT;
 	case CAPTURE_SOCKADDR:
+	case CAPTURE_OUT_SOCKADDR:
 		return ATT_SOCKADDR;
 	case CAPTURE_ARGV:
 		return ATT_ARGV;
@@ -101,72 +125,86 @@ inline_ u32 kind_of(u32 capture)
  * program of root's may have memory at 0, so that NULL is a pointer, too, where
  * the kernel does not take it for none.
  */
-__noinline int capture_one(struct task *t, u32 i, u32 flags)
+FUNC int capture_one(struct task *t, u32 i, u32 flags)
 {
 	GUARD(t);
 	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
-	u32 kind, param;
-	u64 ptr, old = ~0ull;
+	u32 kind, limit = BUFFER;
+	u64 ptr, n;
 
 	if (i >= 6)
 		return 0;
 	kind = s->kind[i];
-	param = s->param[i];
+	n = s->param[i];
 	ptr = args(t)[i];
 	if (!ptr && kind != CAPTURE_STRING && kind != CAPTURE_SOCKADDR && kind != CAPTURE_IN)
 		return 0;
-	if (kind == CAPTURE_STRING || (kind == CAPTURE_PRCTL && (u32)args(t)[0] == PR_SET_NAME))
-		return put_string(t, ptr, META(i, ATT_STRING), flags);
 	switch (kind) {
-	case CAPTURE_IN:
-		return put_some(t, ptr, arg_of(t, param), BUFFER, META(i, ATT_BYTES), flags);
-	case CAPTURE_STRUCT:
-		return put_some(t, ptr, param, BUFFER, META(i, ATT_STRUCT), flags);
-	case CAPTURE_SOCKADDR:
-		return put_some(t, ptr, (u32)arg_of(t, param), SOCKADDR, META(i, ATT_SOCKADDR), flags);
+	case CAPTURE_PRCTL:
+		if ((u32)args(t)[0] != PR_SET_NAME)
+			return 0;
+		/* fall through */
+	case CAPTURE_STRING:
+		return put_string(t, ptr, META(i, ATT_STRING), flags);
+	case CAPTURE_ARGV:
+		return put_argv(t, ptr, META(i, ATT_ARGV), word_of(t), flags);
 	case CAPTURE_IOV:
-		return put_iov(t, ptr, (u32)arg_of(t, param), old, META(i, ATT_BYTES) | word_of(t) << 16 | flags << 24);
+		return put_vector(t, i, (u32)arg_of(t, n), ~0ull, flags);
 	case CAPTURE_MMSG:
 		if ((u32)arg_of(t, i + 1) > 1)
 			flags |= ATT_F_TRUNCATED;
-		return put_msg(t, ptr, i, old, flags);
+		/* fall through */
 	case CAPTURE_MSG:
-		return put_msg(t, ptr, i, old, flags);
-	case CAPTURE_ARGV:
-		return put_argv(t, ptr, META(i, ATT_ARGV), word_of(t), flags);
+		return put_vector(t, i, MESSAGE, ~0ull, flags);
+	case CAPTURE_IN:
+		n = arg_of(t, n);
+		break;
+	case CAPTURE_STRUCT:
+		break;
+	case CAPTURE_SOCKADDR:
+		n = (u32)arg_of(t, n);
+		limit = SOCKADDR;
+		break;
+	default:
+		return 0;
 	}
-	return 0;
+	return put_some(t, ptr, n, limit, META(i, kind_of(kind)), flags);
 }
 
+#if defined LONG32 || defined FLAT
+#define mapped(addr) 1
+#else
 static long found(void *task, void *vma, void *ctx) { return 0; }
 
+/* mapped is 0 if the task certainly has no memory there: the lock may be taken. */
+inline_ int mapped(u64 addr)
+{
+	return !cfg.btf || bpf_find_vma(bpf_get_current_task_btf(), addr, found, 0, 0) != -ENOENT;
+}
+#endif
+
 /* later is for what could not be read when the call began. */
-__noinline int later(struct task *t, u32 i)
+FUNC int later(struct task *t, u32 i)
 {
 	GUARD(t);
 	if (i >= 6)
 		return 0;
 	t->retry |= 1 << i;
-	/* Only that there is nothing is certain: the lock may be taken. */
-	if (cfg.btf && bpf_find_vma(bpf_get_current_task_btf(), args(t)[i], found, 0, 0) == -ENOENT)
+	if (!mapped(args(t)[i]))
 		t->retry |= WILD(i);
 	return 0;
 }
 
-/* capture_in reads at the beginning of a call; what fails is tried again. */
-__noinline int capture_in(struct task *t, u32 which)
+/* begin_one reads argument i at the beginning of a call; what fails is tried
+ * again. */
+inline_ void begin_one(struct task *t, u32 i)
 {
-	u32 i;
-
-	GUARD(t);
-	for (i = 0; i < 6; i++)
-		if (which >> i & 1 && capture_one(t, i, 0) < 0)
-			later(t, i);
-	return 0;
+	if (capture_one(t, i, 0) < 0)
+		later(t, i);
 }
 
 /* unreadable says that argument i could not be read. */
-__noinline int unreadable(struct task *t, u32 i)
+FUNC int unreadable(struct task *t, u32 i)
 {
 	GUARD(t);
 	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
@@ -177,54 +215,64 @@ __noinline int unreadable(struct task *t, u32 i)
 }
 
 /* mark_pending makes a record that leaves now say what it lacks. */
-__noinline int mark_pending(struct task *t)
+FUNC int mark_pending(struct task *t)
 {
 	GUARD(t);
 	u32 i;
 
-	if (t->retry)
-		for (i = 0; i < 6; i++)
-			if (t->retry >> i & 1 && !(t->retry & WILD(i)))
-				unreadable(t, i);
+	if (!t->retry)
+		return 0;
+	UNROLL
+	for (i = 0; i < 6; i++)
+		if (t->retry >> i & 1 && !(t->retry & WILD(i)))
+			unreadable(t, i);
 	return 0;
 }
 
 /* capture_result reads what the kernel has written to argument i. */
-__noinline int capture_result(struct task *t, u32 i)
+FUNC int capture_result(struct task *t, u32 i)
 {
 	GUARD(t);
 	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
-	u64 ptr, n = t->rec.result;
-	u32 kind, param, length = 0;
+	u64 ptr, n, got = t->rec.result;
+	u32 kind, length = 0, limit = BUFFER;
 
 	if (i >= 6)
 		return 0;
 	kind = s->kind[i];
-	param = s->param[i];
+	n = s->param[i];
 	ptr = args(t)[i];
 	if (!ptr)
 		return 0;
 	switch (kind) {
-	case CAPTURE_OUT:
-		if (n > arg_of(t, param))
-			n = arg_of(t, param);
-		return put_some(t, ptr, n, BUFFER, META(i, ATT_BYTES), 0);
-	case CAPTURE_OUT_STRUCT:
-		if (param == 4 && !n)
-			return 0; /* wait: nobody */
-		return put_some(t, ptr, param, BUFFER, META(i, ATT_STRUCT), 0);
-	case CAPTURE_OUT_SOCKADDR:
-		if (bpf_probe_read_user(&length, sizeof(length), (void *)arg_of(t, param)))
-			return -EFAULT;
-		return put_some(t, ptr, length, SOCKADDR, META(i, ATT_SOCKADDR), 0);
 	case CAPTURE_OUT_IOV:
-		return put_iov(t, ptr, (u32)arg_of(t, param), n, META(i, ATT_BYTES) | word_of(t) << 16);
-	case CAPTURE_OUT_MSG:
-		return put_msg(t, ptr, i, n, 0);
+		return put_vector(t, i, (u32)arg_of(t, n), got, 0);
 	case CAPTURE_OUT_MMSG:
-		return n ? put_msg(t, ptr, i, BUFFER, 0) : 0;
+		if (!got)
+			return 0;
+		got = BUFFER;
+		/* fall through */
+	case CAPTURE_OUT_MSG:
+		return put_vector(t, i, MESSAGE, got, 0);
+	case CAPTURE_OUT:
+		n = arg_of(t, n);
+		if (n > got)
+			n = got;
+		break;
+	case CAPTURE_OUT_STRUCT:
+		if (n == 4 && !got)
+			return 0; /* wait: nobody */
+		break;
+	case CAPTURE_OUT_SOCKADDR:
+		if (bpf_probe_read_user(&length, sizeof(length), (void *)arg_of(t, n)))
+			return -EFAULT;
+		n = length;
+		limit = SOCKADDR;
+		break;
+	default:
+		return 0;
 	}
-	return 0;
+	return put_some(t, ptr, n, limit, META(i, kind_of(kind)), 0);
 }
 
 /*
@@ -251,7 +299,7 @@ inline_ int garbage(struct task *t, u32 retry, u32 i)
 }
 
 /* part_of reads a buffer as far as its page goes: the kernel takes what it gets. */
-__noinline int part_of(struct task *t, u32 i)
+FUNC int part_of(struct task *t, u32 i)
 {
 	GUARD(t);
 	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
@@ -278,32 +326,116 @@ inline_ int again_one(struct task *t, u32 i, u32 retry)
 
 /* finish_one reads argument i at the end of a call: again, or for the first
  * time. */
-__noinline int finish_one(struct task *t, u32 i, u32 retry, u32 which)
+FUNC int finish_one(struct task *t, u32 i)
 {
 	GUARD(t);
+	u32 retry = t->retry, out = specs[t->spec & (MAX_SPECS - 1)].out;
+
 	if (i >= 6)
 		return 0;
-	if ((retry >> i & 1 && again_one(t, i, retry) < 0) || (which >> i & 1 && capture_result(t, i) < 0)) {
+	if (t->rec.result < 0)
+		out = 0;
+	if ((retry >> i & 1 && again_one(t, i, retry) < 0) || (out >> i & 1 && capture_result(t, i) < 0)) {
 		unreadable(t, i);
 		stats()->unreadable++;
 	}
 	return 0;
 }
 
-/* capture_out reads at the end of a call. */
-__noinline int capture_out(struct task *t, u32 which)
+/* left_to_read are the arguments for [finish_one]. */
+inline_ u32 left_to_read(struct task *t)
 {
-	u32 i, retry;
+	volatile const struct spec *s = &specs[t->spec & (MAX_SPECS - 1)];
+
+	if (t->rec.result < 0)
+		return t->retry & ARGUMENTS;
+	if (s->flags & SPEC_EXEC)
+		t->retry = 0; /* the memory is another program's; the exec record has it all */
+	return (t->retry & ARGUMENTS) | s->out;
+}
+
+/*
+ * The arguments of a call, one after the other: which is a set of them.
+ *
+ * Programs that are FLAT do that by a program that runs itself again for the
+ * next one. The verifier goes through a loop turn by turn, and without functions
+ * through all that is in it.
+ */
+#ifdef FLAT
+
+enum { AT_begin, AT_finish };
+
+int capture_begin(struct bpf_raw_tracepoint_args *ctx);
+int capture_finish(struct bpf_raw_tracepoint_args *ctx);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, u32);
+	__array(values, int(struct bpf_raw_tracepoint_args *));
+} captures SEC(".maps") = {.values = {[AT_begin] = &capture_begin, [AT_finish] = &capture_finish}};
+
+/* CAPTURE reads arguments at begin or finish: it leaves for that program, which
+ * goes on as the one that it was called in does. */
+#define CAPTURE(ctx, t, set, when)                                          \
+	{                                                                   \
+		t->which = set;                                             \
+		if (t->which) {                                             \
+			bpf_tail_call(ctx, &captures, AT_##when);           \
+			stats()->unreadable++;                              \
+		}                                                           \
+	}
+
+/* next takes an argument out of those that are to be read. Its number goes through
+ * memory, so that the verifier takes it for any of the six; and it must see that of
+ * the very value that is kept. */
+inline_ u32 next(struct task *t)
+{
+	u64 i;
+
+	for (i = 0; i < 5; i++)
+		if (t->which >> i & 1)
+			break;
+	t->which &= ~(1u << i);
+	t->arg = i;
+	asm volatile("" ::: "memory");
+	i = t->arg;
+	asm volatile("" : "+r"(i));
+	if (i > 5)
+		i = 5;
+	asm volatile("" : "+r"(i));
+	return i;
+}
+
+#else
+
+#define CAPTURE(ctx, t, set, when)                                          \
+	{                                                                   \
+		u32 which_ = set;                                           \
+		if (which_)                                                 \
+			capture_##when(t, which_);                          \
+	}
+
+FUNC int capture_begin(struct task *t, u32 which)
+{
+	u32 i;
 
 	GUARD(t);
-	retry = t->retry;
-	t->retry = 0;
-	if (t->rec.result < 0)
-		which = 0;
-	else if (specs[t->spec & (MAX_SPECS - 1)].flags & SPEC_EXEC)
-		retry = 0; /* the memory is another program's; the exec record has it all */
 	for (i = 0; i < 6; i++)
-		if ((retry | which) >> i & 1)
-			finish_one(t, i, retry, which);
+		if (which >> i & 1)
+			begin_one(t, i);
 	return 0;
 }
+
+FUNC int capture_finish(struct task *t, u32 which)
+{
+	u32 i;
+
+	GUARD(t);
+	for (i = 0; i < 6; i++)
+		if (which >> i & 1)
+			finish_one(t, i);
+	return 0;
+}
+
+#endif

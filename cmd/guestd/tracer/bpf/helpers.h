@@ -14,15 +14,29 @@
  * every path that leads to it: loading takes milliseconds instead of seconds.
  * The price is that it knows nothing of its arguments, not even that a pointer
  * is none that is NULL.
+ *
+ * FLAT programs have no functions: the compilers of 32-bit kernels and of MIPS do
+ * not take them, and to have programs interpreted costs many times more.
  */
+#ifdef FLAT
+#define FUNC static __always_inline
+#define STATIC_FUNC static __always_inline
+#else
+#define FUNC __noinline
+#define STATIC_FUNC static __noinline
+#endif
 #define GUARD(ptr)                                                          \
 	if (!(ptr))                                                         \
 		return 0
 
+/* Some loops the compiler lays out so that older verifiers do not take them. */
+#define UNROLL _Pragma("clang loop unroll(full)")
+
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
+#define __array(name, val) typeof(val) *name[]
 
-enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_QUEUE = 22, BPF_MAP_TYPE_RINGBUF = 27 };
+enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PROG_ARRAY = 3, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_QUEUE = 22, BPF_MAP_TYPE_RINGBUF = 27 };
 
 #define BPF_ANY 0
 #define BPF_F_NO_PREALLOC 1
@@ -38,6 +52,7 @@ static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
+static long (*bpf_tail_call)(void *ctx, void *map, u32 index) = (void *)12;
 static u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
 static long (*bpf_probe_read_user)(void *dst, u32 size, const void *from) = (void *)112;
 static long (*bpf_probe_read_kernel)(void *dst, u32 size, const void *from) = (void *)113;

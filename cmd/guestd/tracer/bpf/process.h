@@ -2,7 +2,7 @@
 /* The life of processes: fork, exec, exit, and who is tracked. */
 
 /* ns_nr is the number of a task's thread in the pid namespace of a level. */
-__noinline u32 ns_nr(u64 task, u32 level)
+FUNC u32 ns_nr(u64 task, u32 level)
 {
 	u64 pid = rdp(task + cfg.task_thread_pid);
 
@@ -36,7 +36,7 @@ inline_ struct task *event(struct task *of, u32 type, u32 n)
 }
 
 /* identify fills in who the task is, and tells guestd. */
-static __noinline int identify(struct task *t, u64 task)
+STATIC_FUNC int identify(struct task *t, u64 task)
 {
 	u64 leader = rdp(task + cfg.task_leader);
 	struct task *e;
@@ -58,7 +58,8 @@ static __noinline int identify(struct task *t, u64 task)
 	return 0;
 }
 
-/* take_slot gives a task a slot, if there is one. */
+/* take_slot gives a task a slot, if there is one. The compilers that FLAT programs
+ * are for have no atomics: what cannot do without is left to the hash table. */
 inline_ struct task *take_slot(u32 tid)
 {
 	u32 slot;
@@ -69,7 +70,13 @@ inline_ struct task *take_slot(u32 tid)
 	if (bpf_map_pop_elem(&free_slots, &slot)) {
 		if (ctl.slots >= SLOTS)
 			return 0;
+#ifdef FLAT
+		if (!cfg.batch)
+			return 0;
+		fresh = ctl.slots++;
+#else
 		fresh = __sync_fetch_and_add(&ctl.slots, 1);
+#endif
 		if (fresh >= SLOTS)
 			return 0;
 		slot = fresh;
@@ -107,7 +114,7 @@ inline_ void release(u32 tid)
 }
 
 /* track begins to record a task, or counts that it could not. */
-static __noinline struct task *track(u32 tid, u64 task, u32 level, u32 flags)
+STATIC_FUNC struct task *track(u32 tid, u64 task, u32 level, u32 flags)
 {
 	u32 zero = 0;
 	struct task *t, *blank_task = bpf_map_lookup_elem(&blank, &zero);
@@ -140,7 +147,7 @@ inline_ int is_armer(u32 tid)
 }
 
 /* forked records that a task has a child. */
-__noinline int forked(struct task *t, u64 parent, u64 child)
+FUNC int forked(struct task *t, u64 parent, u64 child)
 {
 	u32 tid = rd32(child + cfg.task_pid), tgid = rd32(child + cfg.task_tgid);
 	struct task *c, *e;
@@ -190,21 +197,28 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* A way up from a directory to the process' root, across mounts. */
-struct walk {
-	u64 dentry, vfsmnt, root, root_mnt;
-	u32 pos; /* bytes of names so far */
-	u32 done;
-};
+/* The workers of io_uring's rings are threads of the process, too, and one may be
+ * its last. No fork is told of them. */
+SEC("raw_tracepoint/task_newtask")
+int new_task(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 child = ctx->args[0];
+	struct task *t = find(current_tid());
+
+	if (!t || !(rd32(child + cfg.task_flags) & PF_IO_WORKER))
+		return 0;
+	return forked(t, (klong)bpf_get_current_task(), child);
+}
 
 /* walk_up takes one step and says whether there is another. */
-__noinline int walk_up(struct task *e, struct walk *w)
+FUNC int walk_up(struct task *e)
 {
+	struct walk *w;
 	u64 up;
 	s32 n;
 
 	GUARD(e);
-	GUARD(w);
+	w = &e->walk;
 	if (w->dentry == w->root && w->vfsmnt == w->root_mnt) {
 		w->done = 1;
 		return 0;
@@ -232,28 +246,30 @@ __noinline int walk_up(struct task *e, struct walk *w)
 #define CWD_COUNT 40
 
 /* put_cwd appends the names of the current directory and of those above it. */
-__noinline int put_cwd(struct task *e, u64 task)
+FUNC int put_cwd(struct task *e, u64 task)
 {
-	struct walk w = {};
+	struct walk *w;
 	u64 fs;
 	int i;
 
 	GUARD(e);
 	if (cfg.mount_parent == OFF_NONE || e->length > AREA - HEAD - LARGE)
 		return 0;
+	w = &e->walk;
+	w->pos = w->done = 0;
 	fs = rdp(task + cfg.task_fs);
-	w.dentry = rdp(fs + cfg.fs_pwd + cfg.path_dentry);
-	w.vfsmnt = rdp(fs + cfg.fs_pwd + cfg.path_mnt);
-	w.root = rdp(fs + cfg.fs_root + cfg.path_dentry);
-	w.root_mnt = rdp(fs + cfg.fs_root + cfg.path_mnt);
+	w->dentry = rdp(fs + cfg.fs_pwd + cfg.path_dentry);
+	w->vfsmnt = rdp(fs + cfg.fs_pwd + cfg.path_mnt);
+	w->root = rdp(fs + cfg.fs_root + cfg.path_dentry);
+	w->root_mnt = rdp(fs + cfg.fs_root + cfg.path_mnt);
 	for (i = 0; i < CWD_COUNT; i++)
-		if (!walk_up(e, &w))
+		if (!walk_up(e))
 			break;
-	return close_pieces(e, w.pos, META(NO_ARG, ATT_CWD), w.done ? 0 : ATT_F_TRUNCATED);
+	return close_pieces(e, w->pos, META(NO_ARG, ATT_CWD), w->done ? 0 : ATT_F_TRUNCATED);
 }
 
 /* put_range appends the program's arguments or variables. */
-__noinline int put_range(struct task *e, u64 from, u64 to, u32 limit, u32 kind)
+FUNC int put_range(struct task *e, u64 from, u64 to, u32 limit, u32 kind)
 {
 	u64 n = to - from;
 
@@ -270,7 +286,7 @@ __noinline int put_range(struct task *e, u64 from, u64 to, u32 limit, u32 kind)
 }
 
 /* executed records that a task has become a program. */
-__noinline int executed(struct task *t, u64 task, u64 bprm, u32 old)
+FUNC int executed(struct task *t, u64 task, u64 bprm, u32 old)
 {
 	u64 mm = rdp(task + cfg.task_mm), filename, interp, inode;
 	struct task *e;
@@ -303,7 +319,7 @@ __noinline int executed(struct task *t, u64 task, u64 bprm, u32 old)
 
 /* moved gives the task's state to its new number: exec by another thread than
  * the first makes it the first. */
-static __noinline struct task *moved(u32 from, u32 to, u64 task)
+STATIC_FUNC struct task *moved(u32 from, u32 to, u64 task)
 {
 	struct task *t = find(from);
 

@@ -139,12 +139,30 @@ struct control {
  * a little less than 8 KiB, so that with the kernel's own header it takes
  * no more than that.
  */
-#define AREA 7936
+#define AREA 7872
 #define REGS 304 /* room for as much of struct pt_regs as is needed of it */
 
+#define ARGUMENTS 0x3f /* in retry */
 #define WILD(i) (0x100u << (i))
 #define AGAIN 0x80000000u /* in retry: the arguments of a sub-call */
 #define SHARED 0x100 /* others have the same memory, or had it once */
+
+/* What put_iov and put_argv go through, step by step. */
+struct steps {
+	u64 at; /* the next element */
+	u64 count, total, seen; /* elements; bytes that there are and were gone through */
+	u32 pos; /* bytes taken */
+	u32 word; /* size of a pointer */
+	u32 cut; /* something was left out */
+	u32 end;
+};
+
+/* A way up from a directory to the process' root, across mounts. */
+struct walk {
+	u64 dentry, vfsmnt, root, root_mnt;
+	u32 pos; /* bytes of names so far */
+	u32 done;
+};
 
 struct task {
 	u32 length; /* of what data holds */
@@ -158,6 +176,13 @@ struct task {
 	u64 start; /* of the process */
 	struct record rec;
 	u8 data[AREA]; /* arguments and attachments, directly behind rec */
+	u32 which, arg; /* arguments to read, and the one that is being read: of capture.h */
+	/* Where the way through several pieces has got to. It is here so that the
+	 * verifier does not follow it: it would look at each turn anew. */
+	union {
+		struct steps steps;
+		struct walk walk;
+	};
 };
 
 #endif

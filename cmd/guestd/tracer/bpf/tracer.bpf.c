@@ -28,6 +28,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define EFAULT 14
 #define PAGE 4096 /* or a part of one */
 #define MAX_SPECS 2048
+#define PF_IO_WORKER 0x00000010
 #define PF_KTHREAD 0x00200000
 #define SIGNAL_GROUP_EXIT 4
 #define PR_SET_NAME 15
@@ -106,7 +107,7 @@ struct {
 #define inline_ static __always_inline
 
 /* rd64 reads a field of the kernel's. */
-__noinline u64 rd64(u64 addr)
+FUNC u64 rd64(u64 addr)
 {
 	u64 v = 0;
 	bpf_probe_read_kernel(&v, sizeof(v), (void *)addr);
@@ -114,14 +115,14 @@ __noinline u64 rd64(u64 addr)
 }
 
 /* rdp reads a pointer or long of the kernel's. */
-__noinline u64 rdp(u64 addr)
+FUNC u64 rdp(u64 addr)
 {
 	klong v = 0;
 	bpf_probe_read_kernel(&v, sizeof(v), (void *)addr);
 	return v;
 }
 
-__noinline u32 rd32(u64 addr)
+FUNC u32 rd32(u64 addr)
 {
 	u32 v = 0;
 	bpf_probe_read_kernel(&v, sizeof(v), (void *)addr);
@@ -189,7 +190,7 @@ inline_ void output(void *data, u64 n, u32 records)
 		s->lost += records;
 }
 
-__noinline int unstage(void)
+FUNC int unstage(void)
 {
 	u64 n = stage.used;
 
@@ -204,7 +205,7 @@ __noinline int unstage(void)
 }
 
 /* put brings the task's record on its way; n is 1, or 0 if it does not count. */
-__noinline int put(struct task *t, u32 count)
+FUNC int put(struct task *t, u32 count)
 {
 	u32 n, at, i;
 	u64 *from, *to;
@@ -272,7 +273,7 @@ inline_ void set_args(struct task *t, u32 n)
 
 /* stack_args fetches what o32 passes on the stack: all behind the fourth, and
  * of the call above one more. */
-__noinline int stack_args(struct task *t, u64 sp)
+FUNC int stack_args(struct task *t, u64 sp)
 {
 	u32 w[3] = {};
 	u64 *a;
@@ -382,7 +383,7 @@ inline_ volatile const struct spec *begin(struct task *t, u32 nr, u64 pt_regs)
 }
 
 /* demux finds out at its end what a sub-call was. */
-__noinline int demux(struct task *t)
+FUNC int demux(struct task *t)
 {
 	volatile const struct spec *s;
 
@@ -399,20 +400,22 @@ __noinline int demux(struct task *t)
 	return 0;
 }
 
-/* enter is the beginning of a tracked task's call. */
-__noinline int enter(struct task *t, u32 nr, u64 regs)
+/* enter is the beginning of a tracked task's call. It returns which arguments are
+ * to be read. */
+FUNC int enter(struct task *t, u32 nr, u64 regs)
 {
-	volatile const struct spec *s;
-
 	GUARD(t);
 	t->rec.begin = bpf_ktime_get_boot_ns();
 	t->skip = 0;
 	t->retry = 0;
-	s = begin(t, nr, regs);
-	if (s->in)
-		capture_in(t, s->in);
+	return begin(t, nr, regs)->in;
+}
+
+/* entered is what comes when they are read. */
+inline_ int entered(struct task *t)
+{
 	t->in_call = 1;
-	if (s->flags & SPEC_ENTRY) {
+	if (specs[t->spec & (MAX_SPECS - 1)].flags & SPEC_ENTRY) {
 		t->rec.end = 0;
 		t->rec.result = 0;
 		mark_pending(t);
@@ -422,27 +425,30 @@ __noinline int enter(struct task *t, u32 nr, u64 regs)
 	return 0;
 }
 
-/* leave is its end. */
-__noinline int leave(struct task *t, s64 result, u32 nr, u64 regs)
+#define NO_RECORD -1
+
+/* leave is its end. It returns which arguments are to be read, or NO_RECORD. */
+FUNC int leave(struct task *t, s64 result, u32 nr, u64 regs)
 {
-	u32 flags = 0, out, in_call;
+	u32 in_call;
 
 	GUARD(t);
 	if (t->skip) {
 		t->skip = 0;
-		return 0;
+		return NO_RECORD;
 	}
+	t->rec.flags = 0;
 	in_call = t->in_call;
 	if (!in_call) {
 		if ((s32)nr < 0)
-			return 0; /* an interrupt's or exception's way out */
+			return NO_RECORD; /* an interrupt's or exception's way out */
 		t->rec.begin = bpf_ktime_get_boot_ns();
 		begin(t, nr, regs);
 		t->spec = 0; /* what was there when it began is not known */
 		t->retry = 0;
-		flags = REC_F_NO_ENTRY;
+		t->rec.flags = REC_F_NO_ENTRY;
 	} else if (in_call == 2) {
-		flags = REC_F_CONTINUED;
+		t->rec.flags = REC_F_CONTINUED;
 		set_args(t, t->rec.args & 7);
 	}
 	t->in_call = 0;
@@ -450,18 +456,21 @@ __noinline int leave(struct task *t, s64 result, u32 nr, u64 regs)
 	t->rec.end = bpf_ktime_get_boot_ns();
 	if (t->retry & AGAIN)
 		demux(t);
-	out = specs[t->spec & (MAX_SPECS - 1)].out;
-	if (t->retry | out)
-		capture_out(t, out);
-	return emit(t, flags);
+	return left_to_read(t);
 }
+
+/* left is what comes when they are read. */
+inline_ int left(struct task *t) { return emit(t, t->rec.flags); }
 
 SEC("raw_tracepoint/sys_enter")
 int sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task *t = find(current_tid());
 
-	return t ? enter(t, ctx->args[1], ctx->args[0]) : 0;
+	if (!t)
+		return 0;
+	CAPTURE(ctx, t, enter(t, ctx->args[1], ctx->args[0]), begin);
+	return entered(t);
 }
 
 /* number_of finds the number of a call that was not seen to begin. */
@@ -483,7 +492,43 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task *t = find(current_tid());
 
-	return t ? leave(t, result_of(ctx->args[1]), t->in_call ? 0 : number_of(ctx->args[0]), ctx->args[0]) : 0;
+	s32 which;
+
+	if (!t)
+		return 0;
+	which = leave(t, result_of(ctx->args[1]), t->in_call ? 0 : number_of(ctx->args[0]), ctx->args[0]);
+	if (which == NO_RECORD)
+		return 0;
+	CAPTURE(ctx, t, which, finish);
+	return left(t);
 }
+
+#ifdef FLAT
+
+SEC("raw_tracepoint/capture_begin")
+int capture_begin(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task *t = find(current_tid());
+
+	if (!t)
+		return 0;
+	begin_one(t, next(t));
+	CAPTURE(ctx, t, t->which, begin);
+	return entered(t);
+}
+
+SEC("raw_tracepoint/capture_finish")
+int capture_finish(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task *t = find(current_tid());
+
+	if (!t)
+		return 0;
+	finish_one(t, next(t));
+	CAPTURE(ctx, t, t->which, finish);
+	return left(t);
+}
+
+#endif
 
 #include "process.h"

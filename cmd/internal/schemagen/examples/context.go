@@ -166,6 +166,7 @@ func contextFacts() []fact {
 		step{12390, guest, schemas.TreeExited{}},
 		step{12391, host, schemas.PreDumpMemory{Bytes: 512 << 20}},
 		step{12392, host, schemas.PreExec{Command: []string{"uname", "-a"}, Timeout: ms(10000)}},
+		step{12393, guest, schemas.PossibleTampering{Call: "bpf", Request: "BPF_PROG_GET_NEXT_ID", ABI: "amd64", PID: pid, Comm: "hello", Records: 211}},
 	)
 	var facts []fact
 	for i, s := range steps {

@@ -29,7 +29,7 @@ func documents() map[string]any {
 		}, Omitted: 2},
 		schemas.ControlSchema:    schemas.ControlRequest{Action: schemas.ControlExtend, Duration: ms(30_000), Reason: "the sample sleeps before it acts"},
 		schemas.GateAnswerSchema: schemas.GateAnswer{Decision: schemas.GateStop, Reason: "the customer's quota is used up"},
-		schemas.RegisteredSchema: schemas.Registered{Stream: "LOG", Consumer: "az-static-live", Runs: "az-static-run", Uploads: "UP-static"},
+		schemas.RegisteredSchema: schemas.Registered{Stream: "LOG", Consumer: "az-static-live", Runs: "az-static-run", Uploads: "UP-static", Together: 32},
 		schemas.DefinitionSchema: schemas.Definition{
 			Schema: schemas.DefinitionSchema, Name: "hosts", Version: "1.0.0", Kinds: []schemas.Kind{schemas.KindPcap},
 			Argv: []string{"/usr/bin/python3", "/usr/local/lib/petri/hosts.py", "{file}"}, Dir: "/usr/local/lib/petri",

@@ -10,6 +10,14 @@ import (
 	"github.com/petri-sandbox/petri/schemas"
 )
 
+// rerun is a task of a replay over the sample.
+func rerun(analyzer string) schemas.TaskRef {
+	return schemas.TaskRef{
+		Tenant: tenant, Analysis: analysis, Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", Analyzer: analyzer,
+		SHA256: ptr(sampleDigest), Kind: schemas.KindSample,
+	}
+}
+
 func task() schemas.TaskRef {
 	return schemas.TaskRef{Tenant: tenant, Analysis: analysis, Run: schemas.LiveRun, Analyzer: "static", SHA256: ptr(sampleDigest), Kind: schemas.KindSample}
 }
@@ -63,6 +71,13 @@ func otherFacts() []fact {
 		{data: submission(), id: "job", at: start, origin: host},
 		{data: a, id: below(a.ID(analysis)), at: at(13046), origin: host},
 		{data: s, id: below(s.ID(analysis)), at: at(12642), origin: guest},
+		{data: schemas.Derivation{
+			Task: rerun("archive"),
+			Artifact: schemas.Artifact{
+				Kind: schemas.KindExtracted, SHA256: schemas.Sum([]byte("inner")), Size: 8192, Name: "inner.elf",
+				Parent: ptr(sampleDigest), Depth: 1, Analyzer: "archive", Run: rerun("archive").Run,
+			},
+		}, id: "derivation/" + rerun("archive").Run + "/extracted/" + schemas.Sum([]byte("inner")).Token() + "/0", at: at(80_500), origin: host},
 		{data: schemas.FindingCommitted{Task: task(), Version: "1.0.0", Rules: ptr(rulesDigest), Finding: finding()}, id: taskID("finding") + "/0", at: at(5213), origin: host},
 		{data: schemas.Receipt{
 			Task: task(), Version: "1.0.0", Rules: ptr(rulesDigest), Instance: "sandbox-1-22073", Status: schemas.TaskDone,
@@ -83,10 +98,7 @@ func otherFacts() []fact {
 			Scope: schemas.ScopeArtifact, Deadline: schemas.Duration(time.Minute),
 		}, tenant: "_registry", id: "static/01M7WWPHSK3QZV8E5T2RC9B7DN", at: at(-900), origin: host},
 		{data: schemas.RunTask{
-			Task: schemas.TaskRef{
-				Tenant: tenant, Analysis: analysis, Run: "r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA", Analyzer: "static",
-				SHA256: ptr(sampleDigest), Kind: schemas.KindSample,
-			},
+			Task:     rerun("static"),
 			Artifact: &schemas.Artifact{Kind: schemas.KindSample, SHA256: sampleDigest, Size: 16568, Name: "hello"},
 		}, id: "run/r-01M7WZ5Q0E8T1V4RZ9C3K6XNBA/static/" + sampleDigest.Token(), at: at(80_000), origin: host},
 		{data: schemas.Checkpoint{

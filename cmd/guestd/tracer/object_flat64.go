@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && (mips64le || ppc64le)
+
+package tracer
+
+import _ "embed"
+
+//go:embed tracer_bpfel64.o
+var tracerObject []byte
+
+// flatObject is the same without functions, which the compiler of MIPS does not
+// take. Both kernels have theirs off.
+//
+//go:embed flat_bpfel64.o
+var flatObject []byte
+
+//go:embed calibrate_bpfel64.o
+var calibrateObject []byte
