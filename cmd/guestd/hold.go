@@ -110,11 +110,9 @@ func (a *agent) bringOut(ctx context.Context) error {
 // does not read.
 func bounded(f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), holdTime)
+	defer cancel() // here: were it done beside f's answer, select could take it for a timeout
 	done := make(chan error, 1)
-	go func() {
-		defer cancel()
-		done <- f(ctx)
-	}()
+	go func() { done <- f(ctx) }()
 	select {
 	case err := <-done:
 		return err
