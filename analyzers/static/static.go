@@ -54,7 +54,7 @@ func New() Analyzer { return Analyzer{} }
 func (Analyzer) Info() analyzers.Info {
 	return analyzers.Info{
 		Name:    "static",
-		Version: "1.1.0",
+		Version: "1.1.1",
 		Kinds:   []schemas.Kind{schemas.KindSample, schemas.KindDropped, schemas.KindExtracted},
 		Memory:  64 << 20,
 	}
@@ -230,9 +230,11 @@ func clipAll(list []string) (out []string) {
 	return out
 }
 
-// evasive anomalies make tools see something else than Linux does, or nothing.
+// evasive anomalies make tools see something else than Linux does, or nothing. What
+// a file has that is merely cut off is none: shdr_outside, for the section headers
+// are its last bytes, phdr_outside and segment_outside.
 var evasive = []string{
-	"class_mismatch", "data_mismatch", "shdr_outside", "shentsize_odd", "shstrndx_outside", "dynamic_offset", "dynamic_unmapped",
+	"class_mismatch", "data_mismatch", "shentsize_odd", "shstrndx_outside", "dynamic_offset", "dynamic_unmapped",
 	"dynstr_unmapped", "entry_outside", "entry_not_executable", "interp_twice", "segment_wraps",
 }
 
