@@ -105,33 +105,54 @@ func examine(ctx context.Context, cfg app.Config, tell func(check)) {
 // checkGuest says whether samples for a guest can be run here. That those for the
 // default one can is what everybody needs.
 func checkGuest(ctx context.Context, cfg app.Config, guest string) check {
-	lacks := "warning"
-	if guest == catalogue.Default {
-		lacks = "error"
-	}
-	what := "guest " + guest
+	what, lacks := "guest "+guest, lacking(guest)
 	q, err := fleet.FindQEMU(ctx, guest)
 	if err != nil {
 		return check{what, lacks, err.Error(), ""}
 	}
+	k := checkImage(ctx, cfg, guest)
+	if k.Status == "ok" {
+		k.Detail += fmt.Sprintf(", QEMU %s, %s", q.Version, q.Path)
+	}
+	return k
+}
+
+// checkImage is [checkGuest] without QEMU.
+func checkImage(ctx context.Context, cfg app.Config, guest string) check {
+	what, lacks := "guest "+guest, lacking(guest)
 	images := cfg.Images(nil)
+	agent := images.CheckAgent(guest) // it says how to get it
 	if images.Building(guest) {
+		if agent != nil {
+			return check{what, lacks, "another process builds it just now, and it has no agent: " + agent.Error(), "wait for that"}
+		}
 		return check{what, "warning", "another process builds it just now", "wait for that"}
 	}
 	img, err := images.Open(ctx, guest)
 	if err == nil {
 		err = img.Verify()
 	}
+	if errors.Is(err, image.ErrNoImage) && agent != nil {
+		return check{what, lacks, "not built, and it has no agent: " + agent.Error(), "petri guest build " + guest + " after that"}
+	}
 	if errors.Is(err, image.ErrNoImage) {
 		return check{what, lacks, "not built", "petri guest build " + guest}
 	}
-	if errors.Is(err, image.ErrNoAgent) { // it says how to get it
+	if errors.Is(err, image.ErrNoAgent) {
 		return check{what, lacks, err.Error(), ""}
 	}
 	if err != nil {
 		return check{what, lacks, err.Error(), "petri guest build " + guest}
 	}
-	return check{what, "ok", fmt.Sprintf("Linux %s, QEMU %s, %s", img.KernelRelease, q.Version, q.Path), ""}
+	return check{what, "ok", "Linux " + img.KernelRelease, ""}
+}
+
+// lacking is what it is that a guest cannot be run.
+func lacking(guest string) string {
+	if guest == catalogue.Default {
+		return "error"
+	}
+	return "warning"
 }
 
 func checkAccel(ctx context.Context, cfg app.Config, arch string) check {

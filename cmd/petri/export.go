@@ -168,6 +168,9 @@ and the analysis shows only if all of it is right.`,
 					return usage(err)
 				}
 				defer f.Close()
+				if fi, err := f.Stat(); err == nil && fi.IsDir() {
+					return usagef("%q is a directory (import takes one .petri file, as petri export writes it)", a[0])
+				}
 				in = f
 			} else if _, tty := terminal(os.Stdin); tty {
 				return usagef("a .petri file is expected on standard input, and that is a terminal")

@@ -93,12 +93,24 @@ func buildGuest(ctx context.Context, g *global, cfg app.Config, arch string, upd
 	return nil
 }
 
+// listed is an image that guest list shows.
+type listed struct {
+	image.Manifest
+	Dir     string `json:"dir"`
+	Current bool   `json:"current"` // today's packages and agent give it
+}
+
 func guestListCommand(g *global) *cobra.Command {
-	return &cobra.Command{
-		Use:     "list",
-		Short:   "List the images that are built",
-		Example: `  petri guest list`,
-		Args:    args(cobra.NoArgs),
+	var all bool
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the images that are built",
+		Long: `List the images that are built. The current one of a guest, marked *, is made of
+the packages that were fetched last and of the agent beside this program. Others
+were built by another petri or of older packages: --all lists them too.`,
+		Example: `  petri guest list
+  petri guest list --all`,
+		Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			cfg, err := g.config()
 			if err != nil {
@@ -108,20 +120,54 @@ func guestListCommand(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			images := cfg.Images(nil)
+			show, others, size := choose(list, all, func(guest string) string {
+				key, _ := images.Key(guest) // that none is current is shown; doctor says why
+				return key
+			})
 			if g.json {
-				manifests := []image.Manifest{}
-				for _, i := range list {
-					manifests = append(manifests, i.Manifest)
-				}
-				return printJSON(os.Stdout, manifests)
+				return printJSON(os.Stdout, show)
 			}
 			if len(list) == 0 {
 				fmt.Fprintln(os.Stderr, "no images yet: petri guest build amd64")
 			}
-			for _, i := range list {
-				fmt.Printf("%-13s Linux %-18s %-9s %s  %s\n", i.Guest(), i.KernelRelease, term.Size(i.Kernel.Size+i.Initramfs.Size), i.Key()[:16], i.Dir)
+			for _, i := range show {
+				mark := " "
+				if i.Current {
+					mark = "*"
+				}
+				fmt.Printf("%s %-13s Linux %-18s %-9s %s  %s\n", mark, i.Guest(), i.KernelRelease, term.Size(i.Kernel.Size+i.Initramfs.Size), i.Key()[:16], i.Dir)
+			}
+			if len(others) > 0 {
+				fmt.Fprintf(os.Stderr, "%s not current, %s (petri guest list --all shows where; while no Petri runs such directories may be deleted)\n", isOrAre(len(others), "other image"), term.Size(size))
 			}
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&all, "all", false, "also those that are not current")
+	return c
+}
+
+// choose picks the images to show: the current one of each guest, and all if that
+// is asked for. It counts the others, and their bytes.
+func choose(list []*image.Image, all bool, current func(guest string) string) (show, others []listed, size int64) {
+	show = []listed{}
+	for _, i := range list {
+		l := listed{i.Manifest, i.Dir, i.Key() == current(i.Guest())}
+		if !l.Current {
+			others = append(others, l)
+			size += i.Kernel.Size + i.Initramfs.Size
+		}
+		if l.Current || all {
+			show = append(show, l)
+		}
+	}
+	return show, others, size
+}
+
+func isOrAre(n int, what string) string {
+	if n == 1 {
+		return "1 " + what + " is"
+	}
+	return fmt.Sprintf("%d %ss are", n, what)
 }

@@ -95,6 +95,9 @@ nothing.`,
 	return c
 }
 
+// idCharacters are those of which ids are made.
+const idCharacters = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
 // verify checks a file if there is one of that name, else an analysis.
 func (g *global) verify(ctx context.Context, what, key string) (*verified, error) {
 	if fi, err := os.Stat(what); err == nil && !fi.IsDir() {
@@ -105,8 +108,14 @@ func (g *global) verify(ctx context.Context, what, key string) (*verified, error
 		defer f.Close()
 		return verifyFile(f, key)
 	}
+	if fi, err := os.Stat(what); err == nil && fi.IsDir() {
+		return nil, usagef("%q is a directory (name a .petri file in it, or the id of an analysis)", term.Clip(what, 200))
+	}
 	if strings.ContainsAny(what, "./") {
 		return nil, usagef("there is no file %s", term.Clip(what, 200))
+	}
+	if strings.Trim(what, idCharacters) != "" || len(what) < 6 {
+		return nil, usagef("%q is neither a file nor an analysis' id (name a .petri file by its path, or an id as petri list prints it)", term.Clip(what, 200))
 	}
 	b, done, err := g.read(ctx)
 	if err != nil {
@@ -114,6 +123,10 @@ func (g *global) verify(ctx context.Context, what, key string) (*verified, error
 	}
 	defer done()
 	id, err := resolve(ctx, b, what)
+	var exit exitError
+	if errors.As(err, &exit) && exit.code == codeUsage {
+		return nil, usagef("there is no file %s, and %w", what, exit.err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -257,22 +257,10 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 		return nil, err
 	}
 	defer unlock()
-	l, err := b.lockOf(a)
+	m, agent, err := b.parts(a)
 	if err != nil {
 		return nil, err
 	}
-	if p := l.lacks(packagesOf(a)); p != "" {
-		return nil, fmt.Errorf("%w for %s of this version of Petri: its package %s was never fetched (build it: petri guest build %s)", ErrNoImage, name, p, name)
-	}
-	if a.Source != nil && !l.compiled(a) {
-		return nil, fmt.Errorf("%w for %s of this version of Petri: its kernel has not been compiled (build it: petri guest build %s)", ErrNoImage, name, name)
-	}
-	agent, err := os.ReadFile(filepath.Join(b.Guestd, "guestd-"+a.Name))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w (make build GUESTS=%s)", ErrNoAgent, err, a.Name)
-	}
-	sum := sha256.Sum256(agent)
-	m := Manifest{Schema: "petri.image.v1", Arch: a.Name, With: a.With.Name, Recipe: recipe, Packages: l.Packages, Compiled: l.Compiled, Guestd: hex.EncodeToString(sum[:])}
 	dir := filepath.Join(b.archDir(name), m.Key()[:16])
 	if img, err := load(dir); err == nil && img.Key() == m.Key() {
 		return img, nil
@@ -283,6 +271,60 @@ func (b *Builder) Assemble(ctx context.Context, name string) (*Image, error) {
 		return nil, err
 	}
 	return b.install(dir, m, kernel, initramfs)
+}
+
+// parts says what the image of a guest is made of today, and returns the agent.
+func (b *Builder) parts(a catalogue.CPU) (m Manifest, agent []byte, err error) {
+	name := a.Guest()
+	l, err := b.lockOf(a)
+	if err != nil {
+		return m, nil, err
+	}
+	if p := l.lacks(packagesOf(a)); p != "" {
+		return m, nil, fmt.Errorf("%w for %s of this version of Petri: its package %s was never fetched (build it: petri guest build %s)", ErrNoImage, name, p, name)
+	}
+	if a.Source != nil && !l.compiled(a) {
+		return m, nil, fmt.Errorf("%w for %s of this version of Petri: its kernel has not been compiled (build it: petri guest build %s)", ErrNoImage, name, name)
+	}
+	agent, err = b.agent(a)
+	if err != nil {
+		return m, nil, err
+	}
+	sum := sha256.Sum256(agent)
+	return Manifest{Schema: "petri.image.v1", Arch: a.Name, With: a.With.Name, Recipe: recipe, Packages: l.Packages, Compiled: l.Compiled, Guestd: hex.EncodeToString(sum[:])}, agent, nil
+}
+
+func (b *Builder) agent(a catalogue.CPU) ([]byte, error) {
+	agent, err := os.ReadFile(filepath.Join(b.Guestd, "guestd-"+a.Name))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w (make build GUESTS=%s)", ErrNoAgent, err, a.Name)
+	}
+	return agent, nil
+}
+
+// CheckAgent returns an error that wraps [ErrNoAgent] if the agent of a guest
+// cannot be read, whether or not the rest is there.
+func (b *Builder) CheckAgent(name string) error {
+	a, err := catalogue.Lookup(name)
+	if err != nil {
+		return err
+	}
+	_, err = b.agent(a)
+	return err
+}
+
+// Key returns the key of the image that [Builder.Open] would return, built or not.
+// It waits for nobody.
+func (b *Builder) Key(name string) (string, error) {
+	a, err := catalogue.Lookup(name)
+	if err != nil {
+		return "", err
+	}
+	m, _, err := b.parts(a)
+	if err != nil {
+		return "", err
+	}
+	return m.Key(), nil
 }
 
 func (b *Builder) assemble(ctx context.Context, a catalogue.CPU, m *Manifest, agent []byte) (kernel, initramfs []byte, err error) {

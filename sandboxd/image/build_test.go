@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/petri-sandbox/petri/sandboxd/catalogue"
 	"github.com/petri-sandbox/petri/sandboxd/internal/flock"
 )
 
@@ -44,5 +46,44 @@ func TestTake(t *testing.T) {
 	again()
 	if b.Building("amd64") {
 		t.Error("a guest that nobody builds any more is being built")
+	}
+}
+
+// TestKey names the image that Open would give, by its packages and its agent.
+func TestKey(t *testing.T) {
+	b := &Builder{Cache: t.TempDir(), Guestd: t.TempDir()}
+	c, err := catalogue.Lookup("amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lock{Packages: []Package{{Name: "linux-image"}}}
+	for _, p := range packagesOf(c) {
+		l.Packages = append(l.Packages, Package{Name: p})
+	}
+	if err := os.MkdirAll(b.archDir("amd64"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(b.lockPath("amd64")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeJSON(b.lockPath("amd64"), l); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Key("amd64"); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("without an agent: %v", err)
+	}
+	var keys []string
+	for _, agent := range []string{"old", "new"} {
+		if err := os.WriteFile(filepath.Join(b.Guestd, "guestd-amd64"), []byte(agent), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		key, err := b.Key("amd64")
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	if keys[0] == keys[1] {
+		t.Error("another agent gives the same image")
 	}
 }
