@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
 )
 
 // A Handler answers the other end.
@@ -146,23 +147,31 @@ func (c *Conn) Call(ctx context.Context, name string, params, result any) error 
 	if err := c.sendMessage(ctx, message{Kind: kindRequest, ID: id, Name: name, Data: data}); err != nil {
 		return fmt.Errorf("call %s: %w", name, err)
 	}
+	var m message
 	select {
-	case m := <-answer:
-		if m.Error != nil {
-			return m.Error
-		}
-		if result == nil {
-			return nil
-		}
-		if err := json.Unmarshal(m.Data, result); err != nil {
-			return fmt.Errorf("%w: response to %s: %v", ErrProtocol, name, err)
-		}
-		return nil
+	case m = <-answer:
 	case <-ctx.Done():
-		return fmt.Errorf("call %s: %w", name, ctx.Err())
+		err = ctx.Err()
 	case <-c.done:
-		return fmt.Errorf("call %s: %w", name, c.failure())
+		err = c.failure()
 	}
+	if err != nil {
+		select { // it may have come just before the end
+		case m = <-answer:
+		default:
+			return fmt.Errorf("call %s: %w", name, err)
+		}
+	}
+	if m.Error != nil {
+		return m.Error
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(m.Data, result); err != nil {
+		return fmt.Errorf("%w: response to %s: %v", ErrProtocol, name, err)
+	}
+	return nil
 }
 
 // Notify sends an event.
@@ -205,6 +214,7 @@ func (c *Conn) send(ctx context.Context, to chan<- frame, f frame) error {
 
 func (c *Conn) writeLoop() error {
 	buf := make([]byte, 0, headerLen+MaxPayload)
+	deaf := false // the other end reads no more
 	for {
 		var f frame
 		select {
@@ -217,12 +227,18 @@ func (c *Conn) writeLoop() error {
 				return nil
 			}
 		}
-		if f.barrier != nil {
+		switch {
+		case deaf:
+			continue
+		case f.barrier != nil:
 			close(f.barrier)
 			continue
 		}
 		buf = appendFrame(buf[:0], f)
-		if _, err := c.rw.Write(buf); err != nil {
+		switch _, err := c.rw.Write(buf); {
+		case errors.Is(err, syscall.EPIPE):
+			deaf = true // what it said before it went is still to be read, and its end behind that
+		case err != nil:
 			return err
 		}
 	}

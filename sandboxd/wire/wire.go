@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 )
 
 // Version is the protocol's version. Hello carries it; the two ends refuse to
@@ -103,7 +104,10 @@ func appendFrame(dst []byte, f frame) []byte {
 // readFrame reads one frame. The payload is the caller's own.
 func readFrame(r io.Reader) (frame, error) {
 	var h [headerLen]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil {
+	if n, err := io.ReadFull(r, h[:]); err != nil {
+		if n == 0 && errors.Is(err, syscall.ECONNRESET) {
+			err = io.EOF // it closed its end, and had not read everything
+		}
 		return frame{}, err
 	}
 	n := binary.LittleEndian.Uint32(h[:])

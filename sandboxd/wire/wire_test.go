@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -290,4 +292,104 @@ func FuzzConn(f *testing.F) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// leaving is an end whose other end has gone: nothing can be written any more,
+// and what it had said is read only after that has been seen.
+type leaving struct {
+	net.Conn
+	once sync.Once
+	deaf chan struct{}
+}
+
+func (l *leaving) Write(p []byte) (int, error) {
+	n, err := l.Conn.Write(p)
+	if err != nil {
+		l.once.Do(func() { close(l.deaf) })
+	}
+	return n, err
+}
+
+func (l *leaving) Read(p []byte) (int, error) {
+	<-l.deaf
+	return l.Conn.Read(p)
+}
+
+// TestLastWords checks that what the other end said before it went is heard,
+// although something was still to be sent to it.
+func TestLastWords(t *testing.T) {
+	ours, theirs := socketpair(t)
+	for i := range 100 {
+		msg := fmt.Sprintf(`{"kind":"event","name":"%d"}`, i)
+		if _, err := io.WriteString(theirs, frame(1, 0, msg)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	theirs.Close()
+	var got []string
+	a := wire.NewConn(&leaving{Conn: ours, deaf: make(chan struct{})}, wire.Handler{Event: func(name string, _ json.RawMessage) { got = append(got, name) }})
+	for range 3 {
+		if err := a.Notify("hello", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Run(t.Context()); !errors.Is(err, io.EOF) {
+		t.Errorf("run: %v", err)
+	}
+	if len(got) != 100 {
+		t.Errorf("%d of its last 100 words were heard", len(got))
+	}
+}
+
+// TestUnreadEnd checks that an end which went without reading everything has
+// ended between two frames all the same.
+func TestUnreadEnd(t *testing.T) {
+	ours, theirs := socketpair(t)
+	if _, err := ours.Write([]byte("unread")); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	if err := wire.NewConn(ours, wire.Handler{}).Run(t.Context()); !errors.Is(err, io.EOF) {
+		t.Errorf("run: %v", err)
+	}
+}
+
+// TestAnswerBeforeTheEnd checks that an answer counts although the link has ended
+// right behind it.
+func TestAnswerBeforeTheEnd(t *testing.T) {
+	for range 100 {
+		ours, theirs := socketpair(t)
+		go func() {
+			b := make([]byte, 4096)
+			_, _ = theirs.Read(b)
+			msg := `{"kind":"response","id":1}`
+			_, _ = io.WriteString(theirs, frame(1, 0, msg))
+			theirs.Close()
+		}()
+		a := wire.NewConn(ours, wire.Handler{})
+		ended := make(chan error, 1)
+		go func() { ended <- a.Run(t.Context()) }()
+		if err := a.Call(t.Context(), "last", nil, nil); err != nil {
+			t.Fatalf("call: %v", err)
+		}
+		<-ended
+	}
+}
+
+func socketpair(t *testing.T) (ours, theirs net.Conn) {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		if ends[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		t.Cleanup(func() { ends[i].Close() })
+	}
+	return ends[0], ends[1]
 }

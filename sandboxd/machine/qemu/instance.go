@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/child"
@@ -39,6 +40,8 @@ type instance struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	heard  chan struct{} // closed when there is no more of QEMU's events
+	served chan struct{} // closed when the link to the agent has ended; nil before connect
 
 	dumps     chan dumpResult
 	migration chan string // statuses, while a snapshot is made
@@ -105,7 +108,7 @@ func launch(ctx context.Context, cfg *Config, o machine.Observer, ram ramMode, r
 		closeAll()
 		return nil, fmt.Errorf("start %s: %w", cfg.Binary, err)
 	}
-	in := &instance{cfg: cfg, observer: o, proc: proc, agent: ours[0], dumps: make(chan dumpResult, 1), migration: make(chan string, 16)}
+	in := &instance{cfg: cfg, observer: o, proc: proc, agent: ours[0], dumps: make(chan dumpResult, 1), migration: make(chan string, 16), heard: make(chan struct{})}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	// A QEMU that dies at once closes its sockets; that ends the negotiation.
 	in.monitor, err = qmp.New(ctx, ours[1])
@@ -118,7 +121,10 @@ func launch(ctx context.Context, cfg *Config, o machine.Observer, ram ramMode, r
 	}
 	in.spawn(func() { in.serveNetwork(ours[2]) })
 	in.spawn(func() { in.readSerial(ours[3]) })
-	in.spawn(in.readEvents)
+	in.spawn(func() {
+		defer close(in.heard)
+		in.readEvents()
+	})
 	return in, nil
 }
 
@@ -143,7 +149,9 @@ func (in *instance) restore(ctx context.Context) error {
 // connect starts to speak with the agent.
 func (in *instance) connect() {
 	in.client = guest.New(in.agent, in.observer)
+	in.served = make(chan struct{})
 	in.spawn(func() {
+		defer close(in.served)
 		err := in.client.Serve(in.ctx)
 		if in.ctx.Err() == nil && !in.stopping.Load() && !errors.Is(err, io.EOF) {
 			in.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("the link to the guest broke: %v", err)})
@@ -195,6 +203,7 @@ func (in *instance) watch() {
 			if in.stopping.Load() {
 				return
 			}
+			in.settle()
 			off := in.shutdown.Load()
 			if off == nil {
 				off = &schemas.MachineOff{State: "crashed", Reason: "qemu " + in.proc.Cause()}
@@ -243,12 +252,39 @@ func (in *instance) explain(err error) error {
 	if err == nil {
 		return nil
 	}
+	wait := 50 * time.Millisecond
+	for _, broken := range []error{io.EOF, io.ErrUnexpectedEOF, qmp.ErrClosed, machine.ErrGone, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, broken) { // a broken socket is seen before the exit
+			wait = settleTime
+		}
+	}
 	select {
 	case <-in.proc.Done():
-	case <-time.After(50 * time.Millisecond): // a broken socket is seen before the exit
+	case <-time.After(wait):
 		return err
 	}
 	return fmt.Errorf("%w (qemu %s)", err, in.proc.Cause())
+}
+
+// settleTime is how long what follows from QEMU's end may take.
+const settleTime = 5 * time.Second
+
+// settle returns when all has been read that QEMU, which has ended, and its guest
+// had said.
+func (in *instance) settle() {
+	late := time.NewTimer(settleTime)
+	defer late.Stop()
+	for _, end := range []chan struct{}{in.heard, in.served} {
+		if end == nil {
+			continue
+		}
+		select {
+		case <-end:
+		case <-in.ctx.Done():
+		case <-late.C:
+			return
+		}
+	}
 }
 
 // end is a close that nobody is told of.
@@ -260,6 +296,9 @@ func (in *instance) end() {
 // close ends the process and everything connected to it.
 func (in *instance) close() {
 	in.proc.Kill()
+	if in.monitor != nil {
+		in.settle()
+	}
 	in.cancel()
 	in.agent.Close()
 	if in.monitor != nil {

@@ -244,24 +244,32 @@ func (m *Monitor) execute(ctx context.Context, command string, args, result any,
 		}
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
+	var r reply
 	select {
-	case r := <-answer:
-		if r.Error != nil {
-			r.Error.Command = command
-			return r.Error
-		}
-		if result == nil {
-			return nil
-		}
-		if err := json.Unmarshal(r.Return, result); err != nil {
-			return fmt.Errorf("qmp %s: read answer: %w", command, err)
-		}
-		return nil
+	case r = <-answer:
 	case <-ctx.Done():
-		return fmt.Errorf("qmp %s: %w", command, ctx.Err())
+		err = ctx.Err()
 	case <-m.done:
-		return fmt.Errorf("qmp %s: %w", command, m.failure())
+		err = m.failure()
 	}
+	if err != nil {
+		select { // it may have come just before the end
+		case r = <-answer:
+		default:
+			return fmt.Errorf("qmp %s: %w", command, err)
+		}
+	}
+	if r.Error != nil {
+		r.Error.Command = command
+		return r.Error
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(r.Return, result); err != nil {
+		return fmt.Errorf("qmp %s: read answer: %w", command, err)
+	}
+	return nil
 }
 
 func (m *Monitor) failure() error {

@@ -136,7 +136,7 @@ func (m *Machine) lost() {
 	}
 	select {
 	case <-m.proc.Done():
-	case <-time.After(answerTime): // it lives, but does not speak any more
+	case <-time.After(exitTime): // it lives, but does not speak any more
 		m.proc.Kill()
 	}
 	m.observer.Event(machine.Event{Time: time.Now(), Off: &schemas.MachineOff{State: "crashed", Reason: "the machine's supervisor " + m.proc.Cause()}})
@@ -205,7 +205,7 @@ func call[P, R any](ctx context.Context, m *Machine, name string, value P) (R, e
 		// The link has ended; the process that held it is about to.
 		select {
 		case <-m.proc.Done():
-		case <-time.After(answerTime):
+		case <-time.After(exitTime):
 		}
 	}
 	if err == nil && out.Error != "" {
@@ -225,6 +225,9 @@ func call[P, R any](ctx context.Context, m *Machine, name string, value P) (R, e
 
 // answerTime is how much longer than its deadline a request may be under way.
 const answerTime = 2 * time.Second
+
+// exitTime is how long a supervisor whose link has ended may take to be gone.
+const exitTime = 10 * time.Second
 
 // remoteError is an error of the supervisor's machine.
 type remoteError struct {
