@@ -6,8 +6,10 @@ package ptracer
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"testing"
@@ -145,7 +147,7 @@ func FuzzReceive(f *testing.F) {
 		x := &Tracer{answers: make(chan string), blocks: make(chan []byte)}
 		ended := make(chan error, 1)
 		go func() { ended <- x.receive(bytes.NewReader(b)) }()
-		late := time.NewTimer(20 * time.Second)
+		late := time.NewTimer(2 * time.Minute)
 		defer late.Stop()
 		var said []byte
 		for {
@@ -172,4 +174,33 @@ func FuzzReceive(f *testing.F) {
 			}
 		}
 	})
+}
+
+// quiet takes commands and says nothing.
+type quiet struct{ io.Writer }
+
+func (quiet) Close() error { return nil }
+
+// TestOwnAnswer checks that the answer to a command that was given up is not
+// taken for the next one's, and that an answer counts although the process has
+// ended since.
+func TestOwnAnswer(t *testing.T) {
+	x := &Tracer{in: quiet{io.Discard}, done: make(chan struct{}), answers: make(chan string, 1)}
+	given, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	if s, err := x.command(given, cmdFlush, 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("a command that was given up: %q, %v", s, err)
+	}
+	x.answers <- "late"
+	go func() { x.answers <- "mine" }()
+	if s, err := x.command(t.Context(), cmdFlush, 0); s != "mine" || err != nil {
+		t.Errorf("the next one: %q, %v", s, err)
+	}
+	close(x.done)
+	for range 50 {
+		x.answers <- "mine"
+		if s, err := x.command(t.Context(), cmdFlush, 0); s != "mine" || err != nil {
+			t.Fatalf("the last one: %q, %v", s, err)
+		}
+	}
 }

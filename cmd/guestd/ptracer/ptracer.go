@@ -62,6 +62,7 @@ type Tracer struct {
 	err  error         // why; read it after done
 
 	mu      sync.Mutex // one command at a time
+	owed    int        // answers to commands that nobody waits for any more
 	answers chan string
 	blocks  chan []byte
 }
@@ -127,13 +128,26 @@ func (t *Tracer) command(ctx context.Context, op byte, n uint32) (string, error)
 	if _, err := t.in.Write(binary.NativeEndian.AppendUint32([]byte{op}, n)); err != nil {
 		return "", fmt.Errorf("tell the tracing process: %w", err)
 	}
-	select {
-	case s := <-t.answers:
-		return s, nil
-	case <-t.done:
-		return "", t.err
-	case <-ctx.Done():
-		return "", ctx.Err()
+	for {
+		select {
+		case s := <-t.answers:
+			if t.owed == 0 {
+				return s, nil
+			}
+			t.owed--
+		case <-t.done:
+			select { // it may have answered before it ended
+			case s := <-t.answers:
+				if t.owed == 0 {
+					return s, nil
+				}
+			default:
+			}
+			return "", t.err
+		case <-ctx.Done():
+			t.owed++
+			return "", ctx.Err()
+		}
 	}
 }
 
@@ -181,6 +195,7 @@ func (t *Tracer) Close() error {
 	for {
 		select {
 		case <-t.blocks:
+		case <-t.answers: // that nobody waits for
 		case <-t.done:
 			return t.cmd.Wait()
 		}
