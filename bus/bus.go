@@ -86,7 +86,12 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		b.tenant = tenant
 	}
 	b.stepwise = b.tenant != "" || user == string(auth.Reporter) || user == string(auth.Clerk) || strings.HasPrefix(user, string(auth.Analyzer)+"-")
-	if b.nc, err = nats.Connect(a.URL, opts...); err != nil {
+	for tries := 1; ; tries++ {
+		if b.nc, err = nats.Connect(a.URL, opts...); err == nil || !speechless(err) || tries == 3 || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
 		err = fmt.Errorf("connect to NATS at %s: %w", redact(a.URL), err)
 		var network *net.OpError
 		var stranger *tls.CertificateVerificationError
@@ -130,6 +135,13 @@ func connect(ctx context.Context, a Address, name string, in *server.Server) (*B
 		go g.run(groups)
 	}
 	return b, nil
+}
+
+// speechless reports whether a server took a connection and then said nothing for
+// too long, as one does whose machine is busy.
+func speechless(err error) bool {
+	var network *net.OpError
+	return errors.Is(err, nats.ErrTimeout) || errors.As(err, &network) && network.Op != "dial" && network.Timeout()
 }
 
 // noJetStream says why a server has no log for who asks.

@@ -80,7 +80,7 @@ const (
 // full as many went meanwhile.
 func (b *Bus) busy(ctx context.Context) error {
 	e := &BusyError{Retry: minRetry}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	st, err := b.js.Stream(ctx, streamJobs)
 	if err != nil { // not everybody who may submit may ask

@@ -147,6 +147,7 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	opts.ServerName, opts.Host, opts.Port = "petri", host, port
 	opts.NoSigs, opts.DisableJetStreamBanner = true, true
 	opts.DontListen = true                // until the log is whole
+	opts.AuthTimeout = 20                 // seconds: a client on a busy machine is no stranger
 	opts.MaxPayload = MaxPayload + 64<<10 // and headers
 	// JetStream's data lies in dir/jetstream.
 	opts.JetStream, opts.StoreDir, opts.SyncAlways, opts.SyncInterval = true, dir, o.Sync == 0, o.Sync

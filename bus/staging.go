@@ -141,7 +141,7 @@ func mend(ctx context.Context, js jetstream.JetStream, log *slog.Logger) error {
 func (s *Server) open(log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	nc, err := nats.Connect("", nats.InProcessServer(s.ns), nats.UserCredentials(s.own.Creds))
+	nc, err := nats.Connect("", nats.InProcessServer(s.ns), nats.UserCredentials(s.own.Creds), nats.Timeout(patience))
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
