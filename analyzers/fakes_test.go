@@ -31,6 +31,7 @@ type world struct {
 	beats      int
 	begun      int
 	returned   int
+	left       int // how often somebody was told to take no more
 	queues     map[string]chan *delivery
 	answered   chan struct{} // one element per ack or nak
 
@@ -109,6 +110,9 @@ func (w *world) Next(ctx context.Context, analyzer string) (analyzers.Delivery, 
 	case d := <-w.queue(analyzer):
 		return d, nil
 	case <-ctx.Done():
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.left++
 		return nil, ctx.Err()
 	}
 }

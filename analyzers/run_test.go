@@ -104,7 +104,7 @@ func one(t *testing.T, act string) schemas.FinishedTask {
 // nobody of itself.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -316,7 +316,7 @@ func TestRunnerKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	child := 0
-	for end := time.Now().Add(20 * time.Second); child == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); child == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		child = childOf(t, cmd.Process.Pid, "petri-analyzer:actor")
 	}
 	cmd.Process.Kill()
@@ -324,7 +324,7 @@ func TestRunnerKilled(t *testing.T) {
 	if child == 0 {
 		t.Fatal("there was no child")
 	}
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child)); !strings.HasPrefix(string(b), "petri-analyzer") {
 			break
 		}
@@ -584,14 +584,15 @@ func TestRegisters(t *testing.T) {
 
 func TestHeartbeat(t *testing.T) {
 	w := newWorld()
-	stop := start(t, w, analyzers.Options{Heartbeat: 10 * time.Millisecond, Concurrency: 1})
-	w.sample("hasty", []byte("obedient"))
-	w.sample("actor", []byte("ok")) // waits for the slot, and is kept, too
-	w.wait(t, 2)
+	stop := start(t, w, analyzers.Options{Heartbeat: 10 * time.Millisecond, Concurrency: 1, Drain: -1})
+	w.sample("actor", []byte("sleep"))
+	w.sample("hasty", []byte("sleep")) // waits for the slot, and is kept, too
+	until(t, "30 heartbeats", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.beats >= 30
+	})
 	stop()
-	if w.beats < 30 {
-		t.Errorf("%d heartbeats", w.beats)
-	}
 }
 
 // TestStop stops the runner while a child works: the task is given back.
@@ -599,7 +600,7 @@ func TestStop(t *testing.T) {
 	w := newWorld()
 	stop := start(t, w, analyzers.Options{Drain: -1})
 	w.sample("actor", []byte("loop"))
-	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:actor") != 0 })
+	aChild(t, "actor")
 	stop()
 	if len(w.finished) != 0 || w.begun != 1 || w.returned != 1 || len(w.naks) != 0 {
 		t.Errorf("%+v, begun %d, returned %d, naks %v", w.finished, w.begun, w.returned, w.naks)
@@ -611,26 +612,49 @@ func TestStop(t *testing.T) {
 func TestAgain(t *testing.T) {
 	w := newWorld()
 	stop := start(t, w, analyzers.Options{Concurrency: 3})
-	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: w.add([]byte("obedient")), Size: 8}
-	w.submit("hasty", a, 1)
-	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:hasty") != 0 })
-	w.submit("hasty", a, 2)
-	w.submit("hasty", a, 3)
-	until(t, "they are handed out", func() bool { return len(w.queue("hasty")) == 0 })
+	a := schemas.Artifact{Kind: schemas.KindSample, SHA256: w.add([]byte("sleep")), Size: 5}
+	w.submit("actor", a, 1)
+	child := aChild(t, "actor")
+	w.submit("actor", a, 2)
+	w.submit("actor", a, 3)
+	w.sample("actor", []byte("ok")) // is taken when those before it have been
+	w.wait(t, 1)
+	syscall.Kill(child, syscall.SIGKILL)
 	w.wait(t, 1)
 	stop()
-	if len(w.finished) != 1 || w.begun != 1 || w.acks != 1 || w.returned != 0 || len(w.naks) != 0 {
+	if len(w.finished) != 2 || w.begun != 2 || w.acks != 2 || w.returned != 0 || len(w.naks) != 0 {
 		t.Errorf("%+v, begun %d, %d acks, returned %d, naks %v", w.finished, w.begun, w.acks, w.returned, w.naks)
 	}
+}
+
+// aChild waits for the child that works for an analyzer.
+func aChild(t *testing.T, analyzer string) (pid int) {
+	t.Helper()
+	until(t, "the child runs", func() bool {
+		pid = childOf(t, os.Getpid(), "petri-analyzer:"+analyzer)
+		return pid != 0
+	})
+	return pid
 }
 
 // TestDrain stops it while a child is about to be done.
 func TestDrain(t *testing.T) {
 	w := newWorld()
-	stop := start(t, w, analyzers.Options{Drain: time.Minute})
-	w.sample("hasty", []byte("obedient"))
-	until(t, "the child runs", func() bool { return childOf(t, os.Getpid(), "petri-analyzer:hasty") != 0 })
-	stop()
+	stop := start(t, w, analyzers.Options{Drain: 2 * time.Minute, Concurrency: 2})
+	w.sample("actor", []byte("sleep"))
+	child := aChild(t, "actor")
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop()
+	}()
+	until(t, "no more is taken", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.left == len(list())
+	})
+	syscall.Kill(child, syscall.SIGKILL)
+	<-stopped
 	if len(w.finished) != 1 || w.acks != 1 {
 		t.Errorf("%+v, naks %v", w.finished, w.naks)
 	}

@@ -25,8 +25,9 @@ const (
 	// probeTimeout bounds the first start of a child. It is long because the
 	// program may have to be read from a slow disk.
 	probeTimeout = 20 * time.Second
-	// killGrace is how much longer than its own deadline a child lives.
-	killGrace = time.Second
+	// killGrace is how much longer than its own deadline a child lives, which runs
+	// from when it has started to work.
+	killGrace = 5 * time.Second
 	// exitGrace is how long a child may take to exit after its last word.
 	exitGrace = 2 * time.Second
 	// maxStderr is how much of what a child prints is kept.

@@ -206,7 +206,7 @@ func (t *task) request() (request, error) {
 		Analyzer: t.info.Name, Version: t.info.Version, Threads: t.info.Threads, Deadline: schemas.Duration(t.info.Deadline),
 		Task: t.Ref, Events: -1,
 		Jail: jail.Limits{
-			Memory: t.info.Memory, CPU: t.info.Deadline*time.Duration(t.info.Threads) + 2*time.Second, Files: 32,
+			Memory: t.info.Memory, CPU: (t.info.Deadline+killGrace)*time.Duration(t.info.Threads) + time.Second, Files: 32,
 			Exec: t.info.Exec, Network: t.info.Network,
 		},
 		Limits: t.runner.opts.limits(),
