@@ -295,7 +295,7 @@ func (c *container) members() int {
 
 // freezeTime is how long the sample's processes may take to stand still: one
 // that waits for a device does not.
-const freezeTime = 2 * time.Second
+const freezeTime = 5 * time.Second
 
 // freeze stops all of the sample's processes, and returns when they stand
 // still. They can be killed all the same.

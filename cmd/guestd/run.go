@@ -493,7 +493,7 @@ func (a *agent) rebooted(st syscall.WaitStatus) bool {
 	select {
 	case <-a.box.dead:
 		return a.box.status.Signaled()
-	case <-time.After(time.Second): // the init goes after those that it kills
+	case <-time.After(10 * time.Second): // the init goes after those that it kills, in a slow guest long after
 		return false
 	}
 }

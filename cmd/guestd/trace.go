@@ -93,7 +93,7 @@ func (a *agent) follow(cmd *command) error {
 		}
 	case *ptracer.Tracer:
 		cmd.attach = func(pid int) error {
-			ctx, cancel := context.WithTimeout(context.Background(), goTime)
+			ctx, cancel := context.WithTimeout(context.Background(), attachTime)
 			defer cancel()
 			if first {
 				if err := t.Attach(ctx, a.box.init); err != nil {
@@ -146,6 +146,10 @@ func (a *agent) startTrace() error {
 	}
 	return nil
 }
+
+// attachTime is how long the tracing process may take to attach to another: less
+// than the host waits for an answer.
+const attachTime = 8 * time.Second
 
 // goTime is how long each part of going down may take; the host has its own
 // deadline.

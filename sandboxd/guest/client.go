@@ -234,7 +234,7 @@ func (c *Client) Run(ctx context.Context, r machine.Run, sample *os.File) (machi
 }
 
 // sentTime is how long a goroutine may take for what it can do at once.
-const sentTime = 2 * time.Second
+const sentTime = 10 * time.Second
 
 // Exec runs a command beside the sample.
 func (c *Client) Exec(ctx context.Context, e machine.Exec) (schemas.Exec, error) {
