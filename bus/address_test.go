@@ -58,7 +58,7 @@ func TestServerMoves(t *testing.T) {
 	if s.Address().URL == was {
 		t.Fatalf("both listen on %s", was)
 	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err = b.Analyzers(t.Context()); err == nil {
 			return
 		}

@@ -32,7 +32,7 @@ func TestFollowDefinitions(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer follower.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			begun, removed, n := make(chan struct{}), false, 0
 			done := make(chan error, 1)

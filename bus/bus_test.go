@@ -154,7 +154,7 @@ func TestBooks(t *testing.T) {
 	}
 	audit(faults.Figures{Acked: 2, Wrong: 1})
 	finish(t, b, next(t, b, "static"), schemas.FinishedTask{})
-	if missing := a.wait(20 * time.Second); len(missing) > 0 { // this claim is right
+	if missing := a.wait(time.Minute); len(missing) > 0 { // this claim is right
 		t.Fatalf("missing: %+v", missing)
 	}
 	audit(faults.Figures{Acked: 2, Wrong: 1})

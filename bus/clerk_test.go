@@ -46,7 +46,7 @@ func handIn(t *testing.T, b *bus.Bus, ref schemas.TaskRef, instance string, f sc
 // drained waits until the inbox is empty.
 func drained(t *testing.T, b *bus.Bus) {
 	t.Helper()
-	for end := time.Now().Add(40 * time.Second); messages(t, b, "INBOX") > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); messages(t, b, "INBOX") > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d finished tasks are still in the inbox", messages(t, b, "INBOX"))
 		}

@@ -32,10 +32,10 @@ func TestDenied(t *testing.T) {
 		ns.Shutdown()
 		ns.WaitForShutdown()
 	})
-	if !ns.ReadyForConnections(10 * time.Second) {
+	if !ns.ReadyForConnections(time.Minute) {
 		t.Fatal("the server does not start")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	root, err := Connect(ctx, Address{URL: "nats://root:r@" + ns.Addr().String()}, "root")
 	if err != nil {
@@ -112,7 +112,7 @@ func TestDenied(t *testing.T) {
 			if err := f(); !errors.Is(err, ErrDenied) {
 				t.Errorf("it says %v", err)
 			}
-			if took := time.Since(begin); took > 4*time.Second {
+			if took := time.Since(begin); took > 30*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})

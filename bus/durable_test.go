@@ -32,7 +32,7 @@ func TestEndingsComeAgain(t *testing.T) {
 	late, unreadable, behind := list[0].id, list[1].id, list[2].id
 	const failures = 30
 	b.SetEndingAgain(time.Millisecond)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	calls := map[string]int{}
 	err = b.Endings(ctx, "reporter", func(_ context.Context, e schemas.Event) error {

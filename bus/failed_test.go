@@ -63,7 +63,7 @@ func failedChild(t *testing.T, dir string) {
 	if err := unix.Prlimit(0, unix.RLIMIT_FSIZE, &limit, nil); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	a := newAnalysis(t, b)
 	go func() {

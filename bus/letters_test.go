@@ -193,7 +193,7 @@ func TestAnswersOverShare(t *testing.T) {
 	}
 	clerk(t, b)
 	all.Wait()
-	if missing := a.wait(30 * time.Second); len(missing) > 0 {
+	if missing := a.wait(time.Minute); len(missing) > 0 {
 		t.Errorf("missing: %d", len(missing))
 	}
 	account(t, b, a)
@@ -228,7 +228,7 @@ func TestInboxOfOlderServer(t *testing.T) {
 	}
 	answer(refs[3:])
 	clerk(t, b)
-	if missing := a.wait(20*time.Second, "static"); len(missing) > 0 {
+	if missing := a.wait(time.Minute, "static"); len(missing) > 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 	if n := len(deadLetters(t, b)); n != 0 {

@@ -45,9 +45,8 @@ func TestLostTask(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	begun := time.Now()
-	if missing := a.wait(time.Minute); len(missing) != 0 || time.Since(begun) > 40*time.Second {
-		t.Errorf("missing after %v: %+v", time.Since(begun), missing)
+	if missing := a.wait(2 * time.Minute); len(missing) != 0 {
+		t.Errorf("missing: %+v", missing)
 	}
 	var receipts []schemas.Receipt
 	err := b.Read(t.Context(), "default", a.id, 0, func(e bus.Entry) error {

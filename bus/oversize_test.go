@@ -65,7 +65,7 @@ func TestOversize(t *testing.T) {
 	}
 	a.event(schemas.StartAnalysis{})
 	finish(t, b, next(t, b, "static"), schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "x", Title: "x"}}})
-	if missing := a.wait(20 * time.Second); len(missing) > 0 {
+	if missing := a.wait(time.Minute); len(missing) > 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 	select {

@@ -112,7 +112,7 @@ func TestRegistrarRefuses(t *testing.T) {
 	t.Parallel()
 	_, s := startAt(t, t.TempDir())
 	a := s.Address()
-	nc, err := nats.Connect(a.URL, nats.UserCredentials(a.Creds))
+	nc, err := nats.Connect(a.URL, nats.UserCredentials(a.Creds), nats.Timeout(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestRegistrarRefuses(t *testing.T) {
 		{"reg.yara", "not a petri.registry.registered.v1", event(schemas.Unregistration{Name: "yara"})},
 		{"reg.YARA", "YARA", event(registration("1.0.0", schemas.KindSample))},
 	} {
-		m, err := nc.Request(c.subject, c.body, 5*time.Second)
+		m, err := nc.Request(c.subject, c.body, time.Minute)
 		if err != nil {
 			t.Errorf("%s: %v", c.subject, err)
 			continue
@@ -189,7 +189,7 @@ func TestRegisterWaits(t *testing.T) {
 		defer close(ended)
 		b.Heartbeat(beat, "yara", "host.example-1", "1.0.0")
 	}()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		alive, err := b.Alive(t.Context())
 		if err == nil && alive["yara"] == 1 {
 			break

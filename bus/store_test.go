@@ -83,7 +83,7 @@ func await(t *testing.T, b *bus.Bus, stream string, n int) {
 		t.Fatal(err)
 	}
 	defer cc.Stop()
-	late := time.After(20 * time.Second)
+	late := time.After(2 * time.Minute)
 	for i := range n {
 		select {
 		case <-got:

@@ -54,7 +54,7 @@ func register(t *testing.T, b *bus.Bus, name string, kinds ...schemas.Kind) {
 // next takes the analyzer's next task.
 func next(t *testing.T, b *bus.Bus, analyzer string) *bus.Task {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	task, err := b.NextTask(ctx, analyzer)
 	if err != nil {
@@ -100,7 +100,7 @@ func TestTaskToReceipt(t *testing.T) {
 		Findings: []schemas.Finding{{Kind: "one", Title: "first"}, {Kind: "two", Title: "second", Severity: schemas.SeverityHigh}},
 		Result:   &schemas.ResultRef{Schema: "petri.result.test.v1", SHA256: result, Size: n},
 	})
-	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+	if missing := a.wait(time.Minute); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 	want := []string{
@@ -127,7 +127,7 @@ func TestRepeatedBytes(t *testing.T) {
 	finish(t, b, next(t, b, "static"), schemas.FinishedTask{})
 	a.artifact(schemas.KindDropped, "same", 1)
 	a.event(schemas.StartAnalysis{})
-	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+	if missing := a.wait(time.Minute); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -161,7 +161,7 @@ func TestDerivedKeepsTheAnalysisOpen(t *testing.T) {
 		t.Errorf("missing: %+v", missing)
 	}
 	finish(t, b, inner, schemas.FinishedTask{})
-	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+	if missing := a.wait(time.Minute); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 }
@@ -178,7 +178,7 @@ func TestAnalysisScope(t *testing.T) {
 		t.Errorf("task %+v", task.Ref)
 	}
 	finish(t, b, task, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "summary", Title: "all is well"}}})
-	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+	if missing := a.wait(time.Minute); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 }
@@ -241,7 +241,7 @@ func TestClerkRefusesTypes(t *testing.T) {
 		if _, err := b.JetStream().Publish(t.Context(), "in.static.x", []byte(wrong)); err != nil {
 			t.Fatal(err)
 		}
-		if missing := a.wait(20 * time.Second); len(missing) != 0 {
+		if missing := a.wait(time.Minute); len(missing) != 0 {
 			t.Errorf("%s: missing: %+v", says, missing)
 		}
 		r := receiptIn(t, b, a)
@@ -305,7 +305,7 @@ func TestClerkRefuses(t *testing.T) {
 					t.Errorf("missing: %+v, log: %v", missing, a.names())
 				}
 			} else {
-				if missing := a.wait(20 * time.Second); len(missing) != 0 {
+				if missing := a.wait(time.Minute); len(missing) != 0 {
 					t.Fatalf("missing: %+v", missing)
 				}
 				r := receiptIn(t, b, a)
@@ -338,7 +338,7 @@ func TestLateAnswerAmends(t *testing.T) {
 	task := next(t, b, "slow")
 	a.event(schemas.AnalysisCompleted{})
 	finish(t, b, task, schemas.FinishedTask{Findings: []schemas.Finding{{Kind: "late", Title: "late"}}})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := b.Follow(ctx, "default", a.id, 0, nil, func(e bus.Entry) error {
 		if e.Event.Name() == schemas.EventAmended {
@@ -367,7 +367,7 @@ func TestTwiceHandedIn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	a.wait(20 * time.Second)
+	a.wait(time.Minute)
 	// The inbox empties.
 	for messages(t, b, "INBOX") > 0 {
 		time.Sleep(10 * time.Millisecond)
@@ -407,7 +407,7 @@ func TestSameBytesDerived(t *testing.T) {
 		finish(t, b, task, schemas.FinishedTask{Derived: []schemas.Derived{derived, derived}})
 	}
 	a.artifact(schemas.KindDropped, inner, 0)
-	if missing := a.wait(20 * time.Second); len(missing) != 0 {
+	if missing := a.wait(time.Minute); len(missing) != 0 {
 		t.Errorf("missing: %+v", missing)
 	}
 	a.artifact(schemas.KindDropped, inner, 1) // as its sandbox counts

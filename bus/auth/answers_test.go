@@ -26,7 +26,7 @@ import (
 func TestAnswers(t *testing.T) { both(t, answersOn) }
 
 func answersOn(t *testing.T, dir, url string) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	root, err := bus.Connect(ctx, address(dir, url, "bus"), "bus")
 	if err != nil {

@@ -129,14 +129,8 @@ var matrix = []struct {
 // serve runs the server of a generated configuration.
 func serve(t *testing.T) (dir, url string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
 	dir = filepath.Join(t.TempDir(), "bus")
-	o := auth.Options{Hosts: []string{"127.0.0.1"}, Port: port, Tenants: []string{"acme", "other"}, Analyzers: []string{"static"}, MaxPayload: 4 << 20}
+	o := auth.Options{Hosts: []string{"127.0.0.1"}, Tenants: []string{"acme", "other"}, Analyzers: []string{"static"}, MaxPayload: 4 << 20}
 	if err := auth.Init(dir, o); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +142,8 @@ func serve(t *testing.T) (dir, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts.NoSigs, opts.NoLog = true, true
+	opts.NoSigs, opts.NoLog, opts.Port = true, true, server.RANDOM_PORT
+	opts.TLSTimeout, opts.AuthTimeout = 60, 60
 	s, err := server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -158,9 +153,10 @@ func serve(t *testing.T) (dir, url string) {
 		s.Shutdown()
 		s.WaitForShutdown()
 	})
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("the server does not start")
 	}
+	o.Port = s.Addr().(*net.TCPAddr).Port
 	return dir, o.URL()
 }
 
@@ -231,7 +227,7 @@ func dial(t *testing.T, dir, url, user string) *client {
 		opts = append(opts, nats.RootCAs(a.CA))
 	}
 	var err error
-	c.nc, err = nats.Connect(url, opts...)
+	c.nc, err = nats.Connect(url, append(opts, nats.Timeout(time.Minute))...)
 	if err != nil {
 		t.Fatalf("connect as %s: %v", user, err)
 	}
@@ -243,7 +239,7 @@ func dial(t *testing.T, dir, url, user string) *client {
 // answered.
 func (c *client) flush(t *testing.T) {
 	t.Helper()
-	if err := c.nc.FlushTimeout(10 * time.Second); err != nil {
+	if err := c.nc.FlushTimeout(time.Minute); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -359,14 +355,14 @@ func compareDoc(t *testing.T, path string) {
 func TestStrangers(t *testing.T) {
 	dir, url := serve(t)
 	ca := nats.RootCAs(filepath.Join(dir, "ca", "ca.pem"))
-	if _, err := nats.Connect(url, ca); !errors.Is(err, nats.ErrAuthorization) {
+	if _, err := nats.Connect(url, ca, nats.Timeout(time.Minute)); !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("without credentials: %v", err)
 	}
 	other := filepath.Join(t.TempDir(), "other")
 	if err := auth.Init(other, auth.Options{Hosts: []string{"h"}, MaxPayload: 4 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nats.Connect(url, ca, nats.UserCredentials(filepath.Join(other, "users", "bus.creds"))); !errors.Is(err, nats.ErrAuthorization) {
+	if _, err := nats.Connect(url, ca, nats.UserCredentials(filepath.Join(other, "users", "bus.creds")), nats.Timeout(time.Minute)); !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("with another installation's credentials: %v", err)
 	}
 	creds := nats.UserCredentials(filepath.Join(dir, "users", "bus.creds"))

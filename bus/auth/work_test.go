@@ -37,7 +37,7 @@ func workOn(t *testing.T, dir, url string) {
 		return b
 	}
 	root := as(auth.Bus, "")
-	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := root.Reconcile(ctx, bus.Limits{Log: 64 << 20, Store: 256 << 20}); err != nil {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func workOn(t *testing.T, dir, url string) {
 	}))
 	must("finish the task", task.Done())
 
-	missing, err := sandbox.Wait(ctx, "acme", sub.ID, time.Now().Add(20*time.Second), nil)
+	missing, err := sandbox.Wait(ctx, "acme", sub.ID, time.Now().Add(2*time.Minute), nil)
 	if err != nil || len(missing) != 0 {
 		t.Fatalf("waited: missing %v, %v", missing, err)
 	}
@@ -248,7 +248,7 @@ func workOn(t *testing.T, dir, url string) {
 // until waits for what is to happen soon.
 func until(t *testing.T, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !is(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not happen")
 		}

@@ -105,7 +105,7 @@ func publish(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	a, err := bus.ReadAddress(ts.Getenv("D"))
 	ts.Check(err)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	b, err := bus.Connect(ctx, a, "script")
 	ts.Check(err)
@@ -120,7 +120,7 @@ func sandbox(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: sandbox CREDS")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	b, err := bus.Connect(ctx, bus.Address{URL: ts.Getenv("PETRI_NATS"), CA: ts.Getenv("PETRI_CA"), Creds: ts.MkAbs(args[0])}, "script")
 	ts.Check(err)

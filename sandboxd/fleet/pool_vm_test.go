@@ -390,7 +390,7 @@ func TestPoolKilled(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		left := machinetest.Processes(t, "petri-"+id+"-pool")
 		if len(left) == 0 {
 			return

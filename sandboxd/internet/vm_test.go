@@ -25,7 +25,7 @@ func TestQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	ours, qemus := socketpair(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "pc", "-accel", "tcg", "-m", "256", "-nodefaults", "-no-user-config",
 		"-display", "none", "-netdev", "stream,id=n0,server=off,addr.type=fd,addr.str=3",

@@ -76,7 +76,7 @@ func program(t testing.TB) string {
 }
 
 // limit bounds every wait of a test.
-const limit = 30 * time.Second
+const limit = 2 * time.Minute
 
 // traced is a program that is being traced.
 type traced struct {

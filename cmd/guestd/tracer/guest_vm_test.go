@@ -124,7 +124,7 @@ func start(t testing.TB) *machine {
 			t.Logf("console:\n%s", b)
 		}
 	})
-	_ = l.(*net.UnixListener).SetDeadline(time.Now().Add(20 * time.Second))
+	_ = l.(*net.UnixListener).SetDeadline(time.Now().Add(2 * time.Minute))
 	if m.conn, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func sleeping(t *testing.T, b *bus.Bus, d time.Duration) (said *sayings, stop fu
 	t.Cleanup(stop)
 	select {
 	case <-ready:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the analyzer is not registered")
 	}
 	return said, stop

@@ -207,7 +207,7 @@ func look(t *testing.T, addr bus.Address, name string) string {
 func nothingLeft(t *testing.T, bin string, procs []process) {
 	t.Helper()
 	var left []process
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		left = processes(func(p process) bool {
 			return strings.HasPrefix(p.args[0], bin) || slices.ContainsFunc(procs, func(q process) bool { return q.pid == p.pid && slices.Equal(p.args, q.args) })
 		})
@@ -269,8 +269,9 @@ func TestInterrupt(t *testing.T) {
 		t.Run(event, func(t *testing.T) {
 			s := start(t, bin, data, "run", "--runtime", "2s", sleep)
 			goOn := func() {}
-			if event == schemas.EventStartAnalysis { // it would be over at once
-				s.awaitEvent(data, schemas.EventSampleStarted)
+			switch event {
+			case schemas.EventSnapshotsCapture, schemas.EventPreShutdown, schemas.EventStartAnalysis: // it would soon be over
+				s.awaitEvent(data, schemas.EventClaimed)
 				goOn = s.hold(t, "analyzer")
 			}
 			s.awaitEvent(data, event)

@@ -27,14 +27,8 @@ import (
 // TestAnalyzerCredentials runs the analyzers' daemon with the credentials of
 // its role: it registers, and so does a command that was added, with its own.
 func TestAnalyzerCredentials(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
 	dir := filepath.Join(t.TempDir(), "bus")
-	o := auth.Options{Hosts: []string{"127.0.0.1"}, Port: port, MaxPayload: bus.MaxPayload}
+	o := auth.Options{Hosts: []string{"127.0.0.1"}, MaxPayload: bus.MaxPayload}
 	for _, a := range all.List() {
 		o.Analyzers = append(o.Analyzers, a.Info().Name)
 	}
@@ -53,7 +47,8 @@ func TestAnalyzerCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts.NoSigs, opts.NoLog = true, true
+	opts.NoSigs, opts.NoLog, opts.Port = true, true, server.RANDOM_PORT
+	opts.TLSTimeout, opts.AuthTimeout = 60, 60
 	s, err := server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -63,11 +58,12 @@ func TestAnalyzerCredentials(t *testing.T) {
 		s.Shutdown()
 		s.WaitForShutdown()
 	})
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("the server does not start")
 	}
+	o.Port = s.Addr().(*net.TCPAddr).Port
 
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	ca := filepath.Join(dir, "ca", "ca.pem")
 	root, err := bus.Connect(ctx, bus.Address{URL: o.URL(), CA: ca, Creds: filepath.Join(dir, "users", "bus.creds")}, "bus")
@@ -152,7 +148,7 @@ func TestAnalyzerCredentials(t *testing.T) {
 	if err := w.Write(ctx, e); err != nil {
 		t.Fatal(err)
 	}
-	missing, err := root.Wait(ctx, schemas.DefaultTenant, id, time.Now().Add(20*time.Second), []string{"static", "mine"})
+	missing, err := root.Wait(ctx, schemas.DefaultTenant, id, time.Now().Add(2*time.Minute), []string{"static", "mine"})
 	if err != nil || len(missing) > 0 {
 		t.Fatalf("waited: missing %v, %v", missing, err)
 	}

@@ -114,7 +114,7 @@ func TestHuntUnpacks(t *testing.T) {
 		})
 		select {
 		case <-ready:
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s is not registered", a.Info().Name)
 		}
 	}

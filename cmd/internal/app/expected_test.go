@@ -46,7 +46,7 @@ func submitted(t *testing.T, b *bus.Bus, expected []string) schemas.Submission {
 
 func claim(t *testing.T, j jobsAdapter) (sandboxd.Job, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	return j.Claim(ctx)
 }

@@ -90,7 +90,7 @@ func (l log) analyze(id string, at func(point string)) {
 		t.Fatal(err)
 	}
 	event(schemas.WaitAnalysis{Expected: []string{"static"}, Timeout: schemas.Duration(time.Minute)})
-	missing, err := b.Wait(ctx, schemas.DefaultTenant, id, time.Now().Add(20*time.Second), []string{"static"})
+	missing, err := b.Wait(ctx, schemas.DefaultTenant, id, time.Now().Add(2*time.Minute), []string{"static"})
 	if err != nil || len(missing) > 0 {
 		t.Fatalf("missing are %v, %v", missing, err)
 	}
@@ -102,7 +102,7 @@ func (l log) analyze(id string, at func(point string)) {
 // which nobody takes the second answer.
 func (l log) take(id string) *bus.Task {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		task, err := l.b.NextTask(ctx, "static")

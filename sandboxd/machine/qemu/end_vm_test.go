@@ -86,7 +86,7 @@ func TestGuestEnds(t *testing.T) {
 // call says so at once, and that its end was told once.
 func (g *guest) checkGone(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(g.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(g.ctx, time.Minute)
 	defer cancel()
 	for what, err := range map[string]error{
 		"pause": g.Pause(ctx), "resume": g.Resume(ctx), "flush": g.Flush(ctx), "dump": g.DumpMemory(ctx, os.Stdin),
@@ -219,7 +219,7 @@ func TestTeardown(t *testing.T) {
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 				t.Errorf("files are left: %v, %v", left, err)
 			}
-			deadline := time.Now().Add(5 * time.Second)
+			deadline := time.Now().Add(time.Minute)
 			for runtime.NumGoroutine() > goroutines && time.Now().Before(deadline) {
 				time.Sleep(10 * time.Millisecond) // those that have returned are still being taken down
 			}

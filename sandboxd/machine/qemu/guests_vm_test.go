@@ -62,7 +62,7 @@ func TestEveryGuest(t *testing.T) {
 				// The guest's clock goes on, and a timer fires.
 				begin := time.Now()
 				w.sh("sleep 1")
-				if took := time.Since(begin); took > 30*time.Second {
+				if took := time.Since(begin); took > 2*time.Minute {
 					t.Errorf("a second took %v", took)
 				}
 				if n == 1 {

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) { machinetest.Main(m) }
 
 // patience is how long anything in a guest may take: QEMU emulates, and other
 // tests run beside.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // A guest is a machine, and what it has reported.
 type guest struct {
@@ -127,7 +127,7 @@ func (g *guest) sh(script string) string {
 // shutdown goes down in an orderly way, and soon.
 func (g *guest) shutdown() {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second) // the default protocol's
+	ctx, cancel := context.WithTimeout(g.ctx, 2*time.Minute) // the default protocol's
 	defer cancel()
 	if err := g.Shutdown(ctx); err != nil {
 		g.t.Fatalf("shutdown: %v; faults: %q", err, g.rec.Faults())
@@ -644,7 +644,7 @@ func TestNoQEMU(t *testing.T) {
 			cfg.Binary = binary
 			before := machinetest.Descriptors(t)
 			m := qemu.New(cfg, machinetest.NewRecorder())
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			_, err := m.Poweron(ctx, machinetest.Identity(1))
 			if err == nil || errors.Is(err, context.DeadlineExceeded) {

@@ -79,7 +79,7 @@ func link(t *testing.T, rec machine.Observer, pcap int64) (m *Machine, out *obse
 // ended returns when every source has ended.
 func ended(t *testing.T, m *Machine) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	m.awaitStreams(ctx)
 	if err := ctx.Err(); err != nil {

@@ -62,7 +62,7 @@ func parent(mark, kernel, initramfs string) error {
 	select {}
 }
 
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // user is whom supervisors become, if we may choose.
 const user = 2_000_199_999
@@ -111,7 +111,7 @@ func start(t *testing.T, mark string) (*supervisor.Machine, *machinetest.Recorde
 // gone waits until no process of the mark is left.
 func gone(t *testing.T, mark string) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		left := machinetest.Processes(t, mark)
 		if len(left) == 0 {
@@ -242,7 +242,7 @@ func TestSupervisorKilled(t *testing.T) {
 			}
 		}
 	}
-	off := rec.AwaitOff(t, 10*time.Second)
+	off := rec.AwaitOff(t, patience)
 	if off.State != "crashed" || !strings.Contains(off.Reason, "supervisor") || !strings.Contains(off.Reason, "killed") {
 		t.Errorf("end %+v", off)
 	}
