@@ -106,7 +106,7 @@ func FindQEMU(ctx context.Context, arch string) (QEMU, error) {
 	if err != nil {
 		return QEMU{}, fmt.Errorf("%w: %s is not on the PATH (make setup, or: apt install %s)", ErrNoQEMU, cpu.Binary, cpu.Package)
 	}
-	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(limited, path, "--version").Output()
 	if ctx.Err() != nil {

@@ -110,7 +110,7 @@ func keeping(t testing.TB, f *fleet.Fleet) (stop func()) {
 // await waits until so many machines of a fleet wait.
 func await(t testing.TB, f *fleet.Fleet, n int, log *logged) {
 	t.Helper()
-	for end := time.Now().Add(3 * time.Minute); f.Waiting(machinetest.Arch) != n; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); f.Waiting(machinetest.Arch) != n; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d machines wait, want %d: %s", f.Waiting(machinetest.Arch), n, log)
 		}
@@ -133,7 +133,7 @@ func TestPool(t *testing.T) {
 	memory.Store(&fleet.Memory{Total: 8 << 30, Free: 2 << 30}) // a quarter, and no room for another guest
 	f := pool(id, dir, machinetest.Agents(t), fleet.Pool{machinetest.Arch: 2}, func() (fleet.Memory, error) { return *memory.Load(), nil }, log)
 	stop := keeping(t, f)
-	for end := time.Now().Add(time.Minute); log.count("no memory for a machine that waits") == 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); log.count("no memory for a machine that waits") == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("a host without memory: %s", log)
 		}
@@ -191,7 +191,7 @@ func TestPool(t *testing.T) {
 		if err := syscall.Kill(n, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			pids := machinetest.Processes(t, mark+"pool")
 			if len(pids) == 4 && !strings.Contains(" "+strings.Join(pids, " ")+" ", " "+victim+" ") && f.Waiting(machinetest.Arch) == 2 {
 				break
@@ -265,7 +265,7 @@ func TestPool(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.Close()
-		for end := time.Now().Add(time.Minute); f.Waiting(machinetest.Arch) >= n; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); f.Waiting(machinetest.Arch) >= n; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) { // it may end two: the end of one wakes it too
 				t.Fatalf("%d machines wait, want fewer than %d: %s", f.Waiting(machinetest.Arch), n, log)
 			}
@@ -275,8 +275,8 @@ func TestPool(t *testing.T) {
 
 	// Another QEMU is no fit for the snapshot, nor are the machines that wait. The
 	// pool may have seen it before the analysis that asks.
-	stale(t)
 	before := log.count(making)
+	stale(t)
 	m, boot, _ = take("stale", 4)
 	if boot.Version != "9.9.9 (other)" {
 		t.Errorf("after another QEMU was installed an analysis got a machine of %q", boot.Version)
@@ -378,7 +378,7 @@ func TestPoolKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cmd.Wait()
-	timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(5*time.Minute, func() { _ = cmd.Process.Kill() })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	timer.Stop()
 	if line != "waiting\n" {

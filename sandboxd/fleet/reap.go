@@ -17,7 +17,7 @@ import (
 )
 
 // reapTime is how long processes that were killed may take to end.
-const reapTime = 10 * time.Second
+const reapTime = 30 * time.Second
 
 // Reap ends every process that carries this sandbox' mark: supervisors and
 // QEMUs that outlived a sandboxd that was killed. It must run before the first
