@@ -53,7 +53,7 @@ func TestInstallation(t *testing.T) {
 		t.Helper()
 		take()
 		n += len(done)
-		within(t, 40*time.Second, fmt.Sprint(n, " analyses are completed"), func() bool {
+		within(t, 4*time.Minute, fmt.Sprint(n, " analyses are completed"), func() bool {
 			take()
 			return len(done) >= n
 		})
@@ -67,7 +67,7 @@ func TestInstallation(t *testing.T) {
 	sandbox.input.Close()
 	select {
 	case <-sandbox.gone:
-	case <-time.After(time.Minute):
+	case <-time.After(4 * time.Minute):
 		t.Fatal("the sandbox does not come to an end")
 	}
 	take()
@@ -88,7 +88,7 @@ func TestInstallation(t *testing.T) {
 	}
 	out.Report(t)
 	reports := map[string]string{}
-	within(t, 30*time.Second, "each analysis has its report", func() bool {
+	within(t, 4*time.Minute, "each analysis has its report", func() bool {
 		for _, line := range reported.take() {
 			reports[line.words[1]] = line.words[2]
 		}

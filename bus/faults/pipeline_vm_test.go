@@ -402,7 +402,7 @@ func TestStoppedAnalyzer(t *testing.T) {
 		f, _ := stream{b: w.b, analyzers: []string{"count", "nest"}, sample: func(i int) string { return fmt.Sprint("sample ", i) }}.flow(t, analyses)
 		results <- f
 	}()
-	within(t, time.Minute, "the other analyzer has answered everything", func() bool {
+	within(t, 4*time.Minute, "the other analyzer has answered everything", func() bool {
 		return w.stored("petri.*.*.receipt.live.nest.*") == analyses*(1+maxNested)
 	})
 	if n := w.stored("petri.*.*.receipt.live.count.*"); n > 0 {
@@ -484,7 +484,7 @@ func TestKillUploader(t *testing.T) {
 		var said heard
 		p := hear(t, &said, "putter", addressArg(w.addr), path)
 		after := 1 + i*30/kills // MiB: some way before the end
-		within(t, time.Minute, fmt.Sprint("the upload has come to ", after, " MiB"), func() bool { return said.count("read") >= after })
+		within(t, 4*time.Minute, fmt.Sprint("the upload has come to ", after, " MiB"), func() bool { return said.count("read") >= after })
 		p.murder(t)
 		if said.count("stored") > 0 {
 			t.Fatal("the upload had ended before it was killed")

@@ -56,13 +56,13 @@ func TestUpgrade(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.servers[0] = next(0)
-			within(t, time.Minute, "the writers are connected again", w.b.JetStream().Conn().IsConnected)
+			within(t, 4*time.Minute, "the writers are connected again", w.b.JetStream().Conn().IsConnected)
 			v := version(w.b)
 			if (v == ours) != (i%2 == 1) {
 				t.Fatalf("server %d has version %s, and ours %s", i, v, ours)
 			}
 			served = append(served, v)
-			l.more(t, 300, time.Minute)
+			l.more(t, 300, 4*time.Minute)
 			f, done := stream{b: w.b, analyzers: []string{"count", "nest"}, sample: func(n int) string { return fmt.Sprint("sample ", i, " ", n) }}.flow(t, rounds(3, 20))
 			if done < rounds(3, 20) {
 				t.Errorf("%d analyses were completed on %s", done, v)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -126,7 +127,7 @@ func launch(t testing.TB, cmd *exec.Cmd, output func() (io.ReadCloser, error), w
 		return p, nil
 	case <-p.gone:
 		return nil, fmt.Errorf("it did not start: %s", before.String())
-	case <-time.After(time.Minute):
+	case <-time.After(4 * time.Minute):
 		p.kill()
 		return nil, fmt.Errorf("it is not ready: %s", before.String())
 	}
@@ -155,7 +156,7 @@ func (p *process) end(t testing.TB) {
 	p.input.Close()
 	select {
 	case <-p.gone:
-	case <-time.After(time.Minute):
+	case <-time.After(4 * time.Minute):
 		t.Fatalf("process %d does not come to an end", p.cmd.Process.Pid)
 	}
 }
@@ -164,7 +165,7 @@ func (p *process) end(t testing.TB) {
 func (p *process) freeze(t testing.TB) {
 	t.Helper()
 	p.signal(syscall.SIGSTOP)
-	within(t, 10*time.Second, "the process stands still", func() bool {
+	within(t, 4*time.Minute, "the process stands still", func() bool {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
 		for _, path := range threads {
 			stat, err := os.ReadFile(path)
@@ -188,15 +189,20 @@ func within(t testing.TB, limit time.Duration, what string, is func() bool) {
 
 func sayReady() { fmt.Println("ready") }
 
-// freePort is one that nobody listens on.
+// freePort is one that nobody listens on, nor is given by the kernel for a
+// connection: a server's stays its own while it is dead. One of those that try to
+// reach it meanwhile would even reach itself, from that very port.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := strconv.Itoa(10_000 + rand.IntN(20_000))
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	t.Fatal("no port is free")
+	return ""
 }
 
 // world is a bus of processes.
@@ -240,8 +246,8 @@ func connect(t testing.TB, addr bus.Address) *bus.Bus {
 
 // dial connects to a bus that may be on its way up.
 func dial(ctx context.Context, addr bus.Address) (*bus.Bus, error) {
-	for end := time.Now().Add(time.Minute); ; {
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+	for end := time.Now().Add(4 * time.Minute); ; {
+		try, cancel := context.WithTimeout(ctx, 30*time.Second)
 		b, err := bus.Connect(try, addr, "faults")
 		cancel()
 		if err == nil || time.Now().After(end) {

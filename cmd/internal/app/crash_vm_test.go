@@ -250,7 +250,7 @@ func TestInterrupt(t *testing.T) {
 			t.Fatal(err)
 		}
 		goOn()
-		code := s.wait(time.Minute)
+		code := s.wait(3 * time.Minute)
 		if st, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && st.Signaled() && st.Signal() == syscall.SIGINT {
 			code = 130 // as a shell says, of a program that had not come to its handler
 		}
@@ -355,12 +355,12 @@ func TestKill(t *testing.T) {
 			if killed == 0 {
 				t.Fatalf("there is no %s in %v", v.role, procs)
 			}
-			code := s.wait(2 * time.Minute)
+			code := s.wait(5 * time.Minute)
 			t.Logf("killed %d, exit code %d; %s", killed, code, s.stderr.Bytes())
 
 			nothingLeft(t, bin, procs)
 			next := start(t, bin, data, "--json", "run", quick)
-			if code := next.wait(2 * time.Minute); code != 0 {
+			if code := next.wait(5 * time.Minute); code != 0 {
 				t.Fatalf("the next run: exit code %d\n%s%s", code, next.out.Bytes(), next.stderr.Bytes())
 			}
 			t.Logf("the next run: %s", next.stderr.Bytes())

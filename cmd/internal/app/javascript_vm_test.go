@@ -79,7 +79,7 @@ func TestJavaScriptAnalyzer(t *testing.T) {
 		js.kill()
 	}
 	js = startJavaScript(t, addr, data)
-	end := time.Now().Add(2 * time.Minute)
+	end := time.Now().Add(5 * time.Minute)
 	for {
 		if hunt, err = b.Run(t.Context(), hunt.Run); err != nil {
 			t.Fatal(err)

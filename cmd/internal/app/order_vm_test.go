@@ -130,7 +130,8 @@ func TestOrderForIndependentClient(t *testing.T) {
 	if diff := gocmp.Diff(seeOrder, see); diff != "" {
 		t.Errorf("SEE's events (-want +got):\n%s", diff)
 	}
-	own := slices.DeleteFunc(slices.Clone(context), isSEE)
+	// A host that is so busy that its log answers late is no fault of the run's.
+	own := slices.DeleteFunc(slices.Clone(context), func(name string) bool { return isSEE(name) || name == schemas.EventLogAway })
 	if diff := gocmp.Diff(ownEvents, own); diff != "" {
 		t.Errorf("Petri's own events (-want +got):\n%s", diff)
 	}
@@ -170,7 +171,7 @@ type logged struct {
 
 func readIndependently(t *testing.T, addr bus.Address, analysis string) []logged {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "node", "order.mjs", schemas.DefaultTenant, analysis)
 	cmd.Dir = filepath.Join(root, "bus/testdata/js")

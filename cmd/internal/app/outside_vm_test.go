@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +25,7 @@ import (
 
 // example runs one of the JavaScript examples until the test's end, and returns
 // its lines of output behind the first, which says that it is ready.
-func example(t *testing.T, addr bus.Address, name string, args ...string) <-chan string {
+func example(t *testing.T, addr bus.Address, name string, args ...string) (<-chan string, *os.Process) {
 	t.Helper()
 	needClient(t)
 	// It finds its packages where the independent client has them.
@@ -76,7 +77,7 @@ func example(t *testing.T, addr bus.Address, name string, args ...string) <-chan
 	if first := line(t, lines); first != "ready" {
 		t.Fatalf("%s says %q", name, first)
 	}
-	return lines
+	return lines, cmd.Process
 }
 
 func line(t *testing.T, lines <-chan string) string {
@@ -87,7 +88,7 @@ func line(t *testing.T, lines <-chan string) string {
 			t.Fatal("the example has ended")
 		}
 		return l
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("the example says nothing")
 	}
 	return ""
@@ -176,7 +177,7 @@ steps:
   - start_analysis
   - wait_analysis
 gates:
-  - {on: run_sample, name: approve, timeout: 30s, otherwise: stop}
+  - {on: run_sample, name: approve, timeout: 2m, otherwise: stop}
 control: {extend: 5s, stop: true, dump_memory: 1, screenshot: 1}
 `
 
@@ -207,7 +208,7 @@ func TestOutside(t *testing.T) {
 		cancel()
 		<-asked
 	}()
-	decisions := example(t, addr, "gate.mjs", schemas.DefaultTenant, "approve", "forbidden")
+	decisions, _ := example(t, addr, "gate.mjs", schemas.DefaultTenant, "approve", "forbidden")
 	protocol := filepath.Join(t.TempDir(), "protocol.yaml")
 	if err := os.WriteFile(protocol, []byte(outsideProtocol), 0o600); err != nil {
 		t.Fatal(err)
@@ -322,18 +323,26 @@ func TestLiveExample(t *testing.T) {
 		}
 		want = append(want, e.ID)
 	}
-	lines := example(t, s.Address(), "live.mjs", schemas.DefaultTenant)
+	lines, process := example(t, s.Address(), "live.mjs", schemas.DefaultTenant)
 	publish("first")
 	got := []string{line(t, lines)}
+	signal := func(sig os.Signal) {
+		t.Helper()
+		if err := process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(syscall.SIGSTOP) // it is not there to see what comes next
 	s.Kill()
 	if s, err = bus.StartServer(dir, bus.ServerOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	late := 0
-	for range 20 { // the example waits for two seconds before it connects again
+	for range 20 {
 		publish("unseen")
 	}
+	signal(syscall.SIGCONT)
 	for n := 0; len(got) < len(want)+1; n++ {
 		publish("seen")
 		select {
