@@ -28,7 +28,7 @@ var (
 	// ErrRunning says that an analysis has not ended.
 	ErrRunning = errors.New("the analysis has not ended")
 	// ErrDenied says that the connection's credentials do not allow something.
-	ErrDenied = errors.New("not allowed by the credentials (petri bus init says which role may do what)")
+	ErrDenied = errors.New("not allowed by the credentials (petri bus init says which role may do what; if an older Petri made them: run petri bus renew)")
 	// ErrUnreachable says that no server is where one was looked for.
 	ErrUnreachable = errors.New("no server answers")
 	// ErrInUse says that a data directory has a server already.
