@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -27,6 +28,8 @@ func watchCommand(g *global) *cobra.Command {
 beginning and the sample's behaviour from now on; or with --all everywhere, from
 now on. With --json one CloudEvent a line.
 
+What an analysis that has ended did is shown also where no Petri runs.
+
 Nothing of the log is left out: what a slow reader or a lost connection misses is
 read again. Behaviour that was missed is counted; with --json that is told on
 standard error.`,
@@ -35,7 +38,17 @@ standard error.`,
 			if all == (len(a) == 1) {
 				return usagef("watch needs the id of an analysis, or --all (petri list shows the analyses)")
 			}
-			return g.on(g.connect, func(ctx context.Context, b *bus.Bus, a []string) error {
+			open := g.connect
+			var alone error // why there is only a log, and nobody who writes to it
+			if !all {
+				open = func(ctx context.Context) (*bus.Bus, func(), error) {
+					return g.open(ctx, func(c app.Config, err error) (*bus.Bus, func(), error) {
+						alone = err
+						return c.OpenLog(ctx)
+					})
+				}
+			}
+			return g.on(open, func(ctx context.Context, b *bus.Bus, a []string) error {
 				feed := g.feed(os.Stdout, os.Stderr, all)
 				if all {
 					return b.Live(ctx, b.Tenant(), feed)
@@ -47,12 +60,34 @@ standard error.`,
 				if err := standing(ctx, b, id); err != nil {
 					return err
 				}
+				if alone != nil {
+					return showEnded(ctx, b, id, feed, alone)
+				}
 				return b.Watch(ctx, b.Tenant(), id, feed)
 			})(c, a)
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "everything that happens, from now on")
 	return c
+}
+
+// showEnded shows the log of an analysis up to its ending. If it has none, what
+// there is is shown, and the error wraps alone.
+func showEnded(ctx context.Context, b *bus.Bus, id string, feed bus.Feed, alone error) error {
+	ended := false
+	err := b.Read(ctx, b.Tenant(), id, 0, func(e bus.Entry) error {
+		if err := feed.Event(e.Event); err != nil {
+			return err
+		}
+		if ended = e.Event.Family() == "context" && schemas.Ending(e.Event.Name()); ended {
+			return bus.ErrStop
+		}
+		return nil
+	})
+	if err == nil && !ended {
+		err = fmt.Errorf("analysis %s has not ended: %w", id, alone)
+	}
+	return err
 }
 
 // standing reports an error if there is no such analysis, in the log or in the
