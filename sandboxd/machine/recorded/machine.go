@@ -226,8 +226,12 @@ func (m *Machine) Close() error {
 	if was != up && was != ran {
 		return nil
 	}
+	missed := m.missed
+	if was == up { // the sample was never started
+		missed += len(m.r.after)
+	}
 	for _, c := range m.r.ends {
-		if m.missed > 0 {
+		if missed > 0 && c.Status == schemas.StatusWhole { // else it has its reason
 			c.Status, c.Reason = schemas.StatusPartial, "the recording was not played to its end"
 		}
 		m.observer.End(c.Source, c)

@@ -90,6 +90,7 @@ func newLog(t *testing.T) *recordedLog {
 	l.segment(3*time.Second, schemas.SourceTrace, 0, "trace", true)
 	l.segment(4*time.Second, schemas.SourceStdout, 0, "out\n", false)
 	l.add(5*time.Second, guest, schemas.Fault{Text: "guest: something"})
+	l.add(5*time.Second, guest, schemas.PossibleTampering{Call: "bpf", PID: 2, Records: 4})
 	l.add(5*time.Second, host, schemas.Fault{Text: "the sandbox' own"})
 	l.add(6*time.Second, guest, schemas.Exec{Command: []string{"id"}, Stdout: "uid=0\n"})
 	l.add(13*time.Second, guest, schemas.SampleExited{Reason: "exited", ExitCode: &code})
@@ -100,6 +101,7 @@ func newLog(t *testing.T) *recordedLog {
 	l.add(15*time.Second, host, schemas.StartAnalysis{Sources: []schemas.SourceCoverage{
 		{Source: schemas.SourceTrace, Status: schemas.StatusWhole, Produced: 9},
 		{Source: schemas.SourceStdout, Status: schemas.StatusWhole},
+		{Source: schemas.SourcePcap, Status: schemas.StatusMissing, Reason: "no capture"},
 		{Source: schemas.SourceDropped, Status: schemas.StatusPartial},
 	}})
 	return l
@@ -172,6 +174,15 @@ func TestReplay(t *testing.T) {
 			}
 			if diff := cmp.Diff([]string{"guest: something"}, rec.Faults()); diff != "" {
 				t.Errorf("faults (-want +got):\n%s", diff)
+			}
+			var held []schemas.PossibleTampering
+			for _, e := range rec.Events() {
+				if e.Tampering != nil {
+					held = append(held, *e.Tampering)
+				}
+			}
+			if diff := cmp.Diff([]schemas.PossibleTampering{{Call: "bpf", PID: 2, Records: 4}}, held); diff != "" {
+				t.Errorf("held calls (-want +got):\n%s", diff)
 			}
 			if got := rec.Text(schemas.SourceTrace); got != "trace" {
 				t.Errorf("trace %q", got)
@@ -271,12 +282,31 @@ func TestCutShort(t *testing.T) {
 		if c := rec.AwaitEnd(t, time.Hour, schemas.SourceTrace); c.Status != schemas.StatusPartial || !strings.Contains(c.Reason, "not played to its end") {
 			t.Errorf("coverage of the trace %+v", c)
 		}
+		if c := rec.AwaitEnd(t, time.Hour, schemas.SourcePcap); c.Status != schemas.StatusMissing || c.Reason != "no capture" {
+			t.Errorf("coverage of the capture, which was missing then too: %+v", c)
+		}
 		for _, e := range rec.Events() {
 			if e.Exited != nil || e.Off != nil {
 				t.Errorf("it reported %+v", e)
 			}
 		}
 	})
+}
+
+// TestNeverRun ends a machine whose sample was not started: of what the sample
+// did nothing came.
+func TestNeverRun(t *testing.T) {
+	rec := machinetest.NewRecorder()
+	m := recorded.New(newLog(t).load(), 0, rec)
+	if _, err := m.Poweron(t.Context(), machinetest.Identity(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c := rec.AwaitEnd(t, time.Hour, schemas.SourceTrace); c.Status != schemas.StatusPartial {
+		t.Errorf("coverage of the trace %+v", c)
+	}
 }
 
 // TestNotExecuted replays a guest's refusal.

@@ -197,6 +197,11 @@ func (l *loader) fact(e schemas.Event) error {
 		if err := e.Decode(out.Off); err != nil {
 			return err
 		}
+	case schemas.EventTampering:
+		out.Tampering = new(schemas.PossibleTampering)
+		if err := e.Decode(out.Tampering); err != nil {
+			return err
+		}
 	case schemas.EventFault:
 		var f schemas.Fault
 		if err := e.Decode(&f); err != nil || e.Origin != schemas.OriginGuest {
@@ -256,5 +261,5 @@ func (l *loader) finish() {
 // ofSample reports whether only a sample that runs can be the reason of a step:
 // its first bytes can come before the word that it has started.
 func ofSample(s step) bool {
-	return s.src == schemas.SourceStdout || s.src == schemas.SourceStderr || s.fact != nil && (s.fact.Exited != nil || s.fact.Tree != nil)
+	return s.src == schemas.SourceStdout || s.src == schemas.SourceStderr || s.fact != nil && (s.fact.Exited != nil || s.fact.Tree != nil || s.fact.Tampering != nil)
 }
