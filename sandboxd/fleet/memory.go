@@ -88,7 +88,28 @@ func (m Memory) within(dir string) Memory {
 	if err != nil {
 		return m
 	}
+	// Pages of files that nobody has used lately count as used, and go when room is
+	// needed: reading images alone fills a group with them.
+	used -= min(used, idlePages(filepath.Join(dir, "memory.stat")))
 	return Memory{Total: limit, Free: min(m.Free, max(0, limit-used))}
+}
+
+// idlePages is what a group's memory.stat says of them; 0 if it does not.
+func idlePages(path string) int64 {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if text, ok := strings.CutPrefix(line, "inactive_file "); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			if err != nil {
+				return 0
+			}
+			return max(0, n)
+		}
+	}
+	return 0
 }
 
 func readNumber(path string) (int64, error) {

@@ -27,14 +27,17 @@ func TestParseMeminfo(t *testing.T) {
 func TestCgroupMemory(t *testing.T) {
 	host := Memory{Total: 16 << 30, Free: 8 << 30}
 	for _, tt := range []struct {
-		max, current string
-		want         Memory
+		max, current, stat string
+		want               Memory
 	}{
-		{"max", "1000", host},
-		{"68719476736", "1000", host},
-		{"4294967296", "1073741824", Memory{Total: 4 << 30, Free: 3 << 30}},
-		{"1073741824", "2147483648", Memory{Total: 1 << 30}},
-		{"", "", host}, // no such group
+		{"max", "1000", "", host},
+		{"68719476736", "1000", "", host},
+		{"4294967296", "1073741824", "anon 1\n", Memory{Total: 4 << 30, Free: 3 << 30}},
+		{"4294967296", "4294967296", "active_file 1\ninactive_file 2147483648\n", Memory{Total: 4 << 30, Free: 2 << 30}},
+		{"4294967296", "1073741824", "inactive_file 8589934592\n", Memory{Total: 4 << 30, Free: 4 << 30}},
+		{"4294967296", "1073741824", "inactive_file -1\n", Memory{Total: 4 << 30, Free: 3 << 30}},
+		{"1073741824", "2147483648", "", Memory{Total: 1 << 30}},
+		{"", "", "", host}, // no such group
 	} {
 		root := t.TempDir()
 		dir := cgroupDir(root, "1:name=x:/other\n0::/a/../b\n")
@@ -45,7 +48,7 @@ func TestCgroupMemory(t *testing.T) {
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			for name, text := range map[string]string{"memory.max": tt.max, "memory.current": tt.current} {
+			for name, text := range map[string]string{"memory.max": tt.max, "memory.current": tt.current, "memory.stat": tt.stat} {
 				if err := os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o644); err != nil {
 					t.Fatal(err)
 				}
