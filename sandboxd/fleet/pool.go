@@ -365,16 +365,31 @@ func closeAll(list []*waiting) {
 // claim takes a machine out of the pool that is made of what key names, and
 // gives it to o. There may be none.
 func (f *Fleet) claim(arch, key string, o machine.Observer) *owned {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	defer f.note() // one is wanted, or those that are no good can go
-	for i, w := range f.pool[arch] {
-		if w.key == key && w.out.give(o) {
-			f.pool[arch] = slices.Delete(f.pool[arch], i, i+1)
+	for {
+		w := f.take(arch, key)
+		if w == nil {
+			return nil
+		}
+		// Not under the fleet's lock: o may block, and others end their machines.
+		if w.out.give(o) {
 			return w.owned
 		}
+		_ = w.Close()
 	}
-	return nil
+}
+
+// take takes a good machine out of the pool that is made of what key names.
+func (f *Fleet) take(arch, key string) *waiting {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.IndexFunc(f.pool[arch], func(w *waiting) bool { return w.key == key && w.out.good() })
+	if i < 0 {
+		return nil
+	}
+	w := f.pool[arch][i]
+	f.pool[arch] = slices.Delete(f.pool[arch], i, i+1)
+	return w
 }
 
 // Waiting counts the machines of a guest that wait.
