@@ -55,6 +55,7 @@ type ServerOptions struct {
 type Server struct {
 	ns     *server.Server
 	lock   *os.File
+	held   []*os.File // locks of the memory in which batches are staged
 	dir    string
 	addr   Address // of who types commands
 	own    Address // of the server's own process
@@ -166,7 +167,7 @@ func startServer(dir string, o ServerOptions) (*Server, error) {
 	}
 	failed := make(chan error, 1)
 	ns.SetLoggerV2(serverLog{o.Log, failed}, false, false, false)
-	before := stagings(dir) // of a server that was killed: this one finishes its batch
+	before := hold(stagings(dir)) // of a server that was killed: this one finishes its batch
 	ns.Start()
 	if !ns.ReadyForConnections(30 * time.Second) {
 		ns.Shutdown()
@@ -275,7 +276,7 @@ func parseListen(s string) (host string, port int, err error) {
 // look for it. It comes after [Bus.Reconcile]: who finds the address shall find
 // the streams too.
 func (s *Server) Announce() error {
-	if err := stage(s.dir); err != nil { // of new streams
+	if err := s.stage(); err != nil { // of new streams
 		return err
 	}
 	b, err := json.Marshal(s.addr)
@@ -337,6 +338,7 @@ func (s *Server) Close() {
 	_ = os.Remove(addressFile(s.dir))
 	s.stop()
 	unstage(stagings(s.dir))
+	s.release()
 	s.lock.Close()
 }
 
@@ -344,6 +346,7 @@ func (s *Server) Close() {
 // address stays where it was.
 func (s *Server) Kill() {
 	s.stop()
+	s.release()
 	s.lock.Close()
 }
 

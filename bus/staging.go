@@ -35,8 +35,9 @@ const stagingRoom = 64 << 20
 
 // A staging is a link that sends a stream's batches to memory.
 type staging struct {
-	link   string // the server's own directory of batches
-	target string // in memory; empty: the batches lie on the disk
+	link   string   // the server's own directory of batches
+	target string   // in memory; empty: the batches lie on the disk
+	held   *os.File // the lock of who uses it
 }
 
 // stagings returns those of the streams below a server's directory that take
@@ -54,39 +55,63 @@ func stagings(dir string) (out []staging) {
 	return out
 }
 
-// stage sends batches to memory, if that serves. The server takes a link away
-// when it starts.
-func stage(dir string) error {
+// stageable returns why batches cannot be staged in memory.
+func stageable() error {
 	var f unix.Statfs_t
-	if err := unix.Statfs(memoryDir, &f); err != nil || f.Type != unix.TMPFS_MAGIC || int64(f.Bavail)*f.Bsize < stagingRoom {
-		return nil
+	if err := unix.Statfs(memoryDir, &f); err != nil {
+		return fmt.Errorf("look at %s: %w", memoryDir, err)
+	}
+	if f.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("%s is no tmpfs", memoryDir)
+	}
+	if int64(f.Bavail)*f.Bsize < stagingRoom {
+		return fmt.Errorf("%s has no room", memoryDir)
+	}
+	return nil
+}
+
+// stage sends batches to memory, if that serves, and returns what holds it. The
+// server takes a link away when it starts.
+func stage(dir string) (held []*os.File, err error) {
+	if stageable() != nil {
+		return nil, nil
 	}
 	for _, st := range stagings(dir) {
 		if st.target != "" {
 			continue
 		}
-		target, err := os.MkdirTemp(memoryDir, "petri-")
+		link, err := filepath.Abs(st.link)
 		if err != nil {
-			return nil
+			return held, nil
 		}
-		err = os.Symlink(target, st.link)
+		own, lock, err := ownMemory(link)
 		if err != nil {
-			os.Remove(target)
+			return held, nil
+		}
+		err = os.Symlink(filepath.Join(own, memoryBatches), st.link)
+		if err != nil {
+			_ = os.RemoveAll(own)
+			lock.Close()
+		} else {
+			held = append(held, lock)
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) { // it is there where batches are on the disk already
-			return fmt.Errorf("stage batches in memory: %w", err)
+			return held, fmt.Errorf("stage batches in memory: %w", err)
 		}
 	}
-	return nil
+	return held, nil
 }
 
 // unstage gives the memory of a server free that has stopped, or of one before
 // this.
 func unstage(all []staging) {
 	for _, st := range all {
-		if filepath.Dir(st.target) == memoryDir { // a link is only a file: it could say anything
-			_ = os.RemoveAll(st.target)
+		if own := memoryOf(st.target); own != "" {
+			_ = os.RemoveAll(own)
 			_ = os.Remove(st.link)
+		}
+		if st.held != nil {
+			st.held.Close()
 		}
 	}
 }
@@ -153,5 +178,21 @@ func (s *Server) open(log *slog.Logger) error {
 	if err := mend(ctx, js, log); err != nil {
 		return err
 	}
-	return stage(s.dir)
+	sweep(log)
+	return s.stage()
+}
+
+// stage is [stage] for as long as the server lives.
+func (s *Server) stage() error {
+	held, err := stage(s.dir)
+	s.held = append(s.held, held...)
+	return err
+}
+
+// release lets go of the memory in which batches were staged.
+func (s *Server) release() {
+	for _, f := range s.held {
+		f.Close()
+	}
+	s.held = nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -98,6 +99,7 @@ func examine(ctx context.Context, cfg app.Config, tell func(check)) {
 	tell(checkDisk("data", cfg.Data, cfg.Room()))
 	tell(checkDisk("cache", cfg.Cache, cfg.Room()))
 	tell(checkRoom(ctx, cfg))
+	tell(checkLeftovers(bus.Leftovers()))
 	tell(checkNode(ctx, cfg))
 	tell(checkDead(ctx, cfg))
 }
@@ -210,6 +212,26 @@ func checkRoom(ctx context.Context, cfg app.Config) check {
 		c.Status, c.Fix = "error", "submissions are refused: petri delete, petri gc, petri archive, or other --watermarks"
 	}
 	return c
+}
+
+// checkLeftovers names what servers that were killed have left in memory. The next
+// one frees what it knows to be nobody's.
+func checkLeftovers(left []bus.Leftover) check {
+	var names, unknown []string
+	for _, l := range left {
+		names = append(names, l.Dir)
+		if l.Link == "" {
+			unknown = append(unknown, l.Dir)
+		}
+	}
+	switch {
+	case len(left) == 0:
+		return check{"leftovers", "ok", "none of runs that were killed", ""}
+	case len(unknown) > 0:
+		return check{"leftovers", "warning", "perhaps of runs that were killed: " + strings.Join(names, " "),
+			"if no older Petri runs: rm -r " + strings.Join(unknown, " ")}
+	}
+	return check{"leftovers", "warning", "of runs that were killed: " + strings.Join(names, " "), "the next petri run or petri up frees them"}
 }
 
 func checkNode(ctx context.Context, cfg app.Config) check {

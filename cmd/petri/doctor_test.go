@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/petri-sandbox/petri/bus"
 	"github.com/petri-sandbox/petri/cmd/internal/app"
 	"github.com/petri-sandbox/petri/sandboxd/image"
 )
@@ -60,5 +61,29 @@ func TestDoctorBuilding(t *testing.T) {
 	}
 	if k := building(); k.Status != "warning" || strings.Contains(k.Detail, "agent") {
 		t.Errorf("with an agent: %+v", k)
+	}
+}
+
+// TestDoctorLeftovers says what becomes of memory that killed runs have left.
+func TestDoctorLeftovers(t *testing.T) {
+	t.Parallel()
+	gone, older := bus.Leftover{Dir: "/dev/shm/petri-1", Link: "/gone"}, bus.Leftover{Dir: "/dev/shm/petri-2"}
+	for _, c := range []struct {
+		left        []bus.Leftover
+		status, fix string
+	}{
+		{nil, "ok", ""},
+		{[]bus.Leftover{gone}, "warning", "the next petri run or petri up frees them"},
+		{[]bus.Leftover{gone, older}, "warning", "if no older Petri runs: rm -r /dev/shm/petri-2"},
+	} {
+		k := checkLeftovers(c.left)
+		if k.Status != c.status || k.Fix != c.fix {
+			t.Errorf("%+v: %+v", c.left, k)
+		}
+		for _, l := range c.left {
+			if !strings.Contains(k.Detail, l.Dir) {
+				t.Errorf("%s is not in %q", l.Dir, k.Detail)
+			}
+		}
 	}
 }
