@@ -42,7 +42,7 @@ func (b *Bus) HoldLease(ctx context.Context, analysis, worker string) error {
 		// Any other error is made good by the next try.
 		select {
 		case <-ctx.Done():
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 			defer cancel()
 			if kv, err := b.js.KeyValue(end, kvLease); err == nil {
 				giveUp(end, kv, analysis, worker) // else it runs out

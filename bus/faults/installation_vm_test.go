@@ -195,7 +195,7 @@ func (w *world) whole() bool {
 func freeEverywhere(t testing.TB, hosts []string) string {
 	t.Helper()
 	for range 20 {
-		port, free := freePort(t), true
+		port, free := faults.FreePort(t), true
 		for _, h := range hosts {
 			l, err := net.Listen("tcp", net.JoinHostPort(h, port))
 			if err != nil {

@@ -60,7 +60,7 @@ func trioOn(t testing.TB, dir func(i int) string) (*world, *wires) {
 	var names, client, routes, monitors []string
 	for i := range 3 {
 		names = append(names, fmt.Sprint("n", i))
-		client, routes, monitors = append(client, freePort(t)), append(routes, freePort(t)), append(monitors, freePort(t))
+		client, routes, monitors = append(client, faults.FreePort(t)), append(routes, faults.FreePort(t)), append(monitors, faults.FreePort(t))
 	}
 	x := &wires{cut: map[int]bool{}, held: map[way]int{}}
 	x.freed = sync.NewCond(&x.mu)

@@ -11,12 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -189,22 +186,6 @@ func within(t testing.TB, limit time.Duration, what string, is func() bool) {
 
 func sayReady() { fmt.Println("ready") }
 
-// freePort is one that nobody listens on, nor is given by the kernel for a
-// connection: a server's stays its own while it is dead. One of those that try to
-// reach it meanwhile would even reach itself, from that very port.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		port := strconv.Itoa(10_000 + rand.IntN(20_000))
-		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
 // world is a bus of processes.
 type world struct {
 	t       testing.TB
@@ -221,7 +202,7 @@ type world struct {
 // single is a world of one server, as petri up has it.
 func single(t testing.TB, dir string) *world {
 	t.Helper()
-	w := &world{t: t, listen: "127.0.0.1:" + freePort(t)}
+	w := &world{t: t, listen: "127.0.0.1:" + faults.FreePort(t)}
 	w.restart = func(int) *process { return spawn(t, "server", dir, w.listen) }
 	w.servers = []*process{w.restart(0)}
 	addr, err := bus.ReadAddress(dir)

@@ -134,4 +134,4 @@ func (g *global) reach(ctx context.Context, otherwise func(app.Config, error) (*
 }
 
 // startTime is how long a bus may take to start.
-const startTime = 10 * time.Second
+const startTime = time.Minute

@@ -60,7 +60,7 @@ func (m *machine) recorded(t *testing.T, r request) *facts {
 	t.Helper()
 	r.Op, r.Arm = "run", true
 	if r.Timeout == 0 {
-		r.Timeout = 30 * time.Second
+		r.Timeout = 2 * time.Minute
 	}
 	f := &facts{run: m.must(r), counts: map[string]uint64{}}
 	tr := trace.NewReader(bytes.NewReader(f.run.Trace))

@@ -138,7 +138,7 @@ func start(t testing.TB) *machine {
 // do sends a request and collects everything up to its result.
 func (m *machine) do(r request) (result, error) {
 	var res result
-	_ = m.conn.SetDeadline(time.Now().Add(3 * time.Minute))
+	_ = m.conn.SetDeadline(time.Now().Add(5 * time.Minute))
 	if err := json.NewEncoder(m.conn).Encode(r); err != nil {
 		return res, err
 	}

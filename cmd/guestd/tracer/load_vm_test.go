@@ -71,11 +71,11 @@ func TestFlood(t *testing.T) {
 		lost bool
 	}{
 		{name: "fast", load: request{}},
-		{name: "slow", load: request{Ring: 256 << 10, Slow: 20 * time.Millisecond}, lost: true},
+		{name: "slow", load: request{Ring: 256 << 10, Slow: 200 * time.Millisecond}, lost: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m.load(test.load)
-			f := m.recorded(t, request{Argv: []string{"/usr/bin/flood"}, PIDNS: true, Timeout: time.Minute})
+			f := m.recorded(t, request{Argv: []string{"/usr/bin/flood"}, PIDNS: true, Timeout: 2 * time.Minute})
 			if f.run.TimeOut || f.run.Status != 21<<8 {
 				t.Errorf("timed out %v, wait status %#x", f.run.TimeOut, f.run.Status)
 			}
@@ -124,7 +124,7 @@ func TestQuick(t *testing.T) {
 func TestBlocked(t *testing.T) {
 	m := start(t)
 	m.load(request{})
-	f := m.recorded(t, request{Argv: []string{"/usr/bin/blocked"}, PIDNS: true, Timeout: 3 * time.Second})
+	f := m.recorded(t, request{Argv: []string{"/usr/bin/blocked"}, PIDNS: true, Timeout: 10 * time.Second})
 	if !f.run.TimeOut || f.totals.Lost > 0 {
 		t.Errorf("timed out %v, %+v", f.run.TimeOut, f.totals)
 	}

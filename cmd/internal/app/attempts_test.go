@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -120,7 +119,7 @@ func taken(t *testing.T, b *bus.Bus) uint64 {
 // done.
 func answered(t *testing.T, b *bus.Bus, id string, books *faults.Books) {
 	t.Helper()
-	missing, err := b.Wait(t.Context(), schemas.DefaultTenant, id, time.Now().Add(time.Minute), nil)
+	missing, err := b.Wait(t.Context(), schemas.DefaultTenant, id, time.Now().Add(3*time.Minute), nil)
 	if err != nil || len(missing) > 0 {
 		t.Fatalf("missing %+v, %v", missing, err)
 	}
@@ -146,7 +145,7 @@ func answered(t *testing.T, b *bus.Bus, id string, books *faults.Books) {
 // eventually waits for what tells nobody of itself.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -178,12 +177,7 @@ func TestRestartedAnalyzers(t *testing.T) {
 // has it in work: that is no second attempt.
 func TestBusAwayDuringTask(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	dir, listen := t.TempDir(), l.Addr().String()
+	dir, listen := t.TempDir(), "127.0.0.1:"+faults.FreePort(t)
 	serve := func() func() {
 		t.Helper()
 		s, err := bus.StartServer(dir, bus.ServerOptions{Listen: listen})

@@ -241,7 +241,7 @@ func TestSilentAnalyzer(t *testing.T) {
 			t.Fatal(err)
 		}
 		sub := submitted(t, b, nil)
-		limit := time.After(60 * time.Second)
+		limit := time.After(3 * time.Minute)
 		for id := ""; id != sub.ID; {
 			select {
 			case id = <-ended:

@@ -125,7 +125,7 @@ func (x *site) submit(event string) string {
 	}
 	select {
 	case <-said:
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		x.t.Fatalf("the analysis does not come to %s", event)
 	}
 	return p.Submission.ID
@@ -229,7 +229,7 @@ func TestKillSandboxd(t *testing.T) {
 func TestStoppedSandboxd(t *testing.T) {
 	t.Parallel()
 	x := newSite(t)
-	old := x.sandboxd(t.TempDir(), "5")
+	old := x.sandboxd(t.TempDir(), "2")
 	id := x.submit(schemas.EventSampleStarted)
 	if err := old.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)

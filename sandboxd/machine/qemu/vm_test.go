@@ -114,7 +114,7 @@ func (g *guest) run(program string, r machine.Run) machine.Started {
 // sh runs a shell command beside the sample and returns what it printed.
 func (g *guest) sh(script string) string {
 	g.t.Helper()
-	res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"sh", "-c", script}, Timeout: 20 * time.Second})
+	res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"sh", "-c", script}, Timeout: time.Minute})
 	if err != nil {
 		g.t.Fatalf("exec %q: %v", script, err)
 	}
@@ -274,7 +274,7 @@ func TestExit(t *testing.T) {
 		"code":   {[]string{"exit", "42"}, schemas.SampleExited{Reason: "exited", ExitCode: code(42)}},
 		"signal": {[]string{"signal", "11"}, schemas.SampleExited{Reason: "killed", Signal: "SIGSEGV"}},
 		"kill":   {[]string{"signal", "9"}, schemas.SampleExited{Reason: "killed", Signal: "SIGKILL"}},
-		"orphan": {[]string{"orphan", "300"}, schemas.SampleExited{Reason: "exited", ExitCode: code(0), Left: 1}},
+		"orphan": {[]string{"orphan", "5000"}, schemas.SampleExited{Reason: "exited", ExitCode: code(0), Left: 1}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -375,7 +375,7 @@ func TestMachine(t *testing.T) {
 	g.rec.AwaitText(t, patience, schemas.SourceStdout, "started")
 
 	t.Run("exec", func(t *testing.T) {
-		res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, Timeout: 10 * time.Second})
+		res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, Timeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -385,7 +385,7 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	t.Run("exec_output_cut", func(t *testing.T) {
-		res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"head", "-c", "100000", "/dev/zero"}, Timeout: 10 * time.Second})
+		res, err := g.Exec(g.ctx, machine.Exec{Command: []string{"head", "-c", "100000", "/dev/zero"}, Timeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,7 +405,7 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	t.Run("exec_unknown", func(t *testing.T) {
-		_, err := g.Exec(g.ctx, machine.Exec{Command: []string{"no-such-command"}, Timeout: time.Second})
+		_, err := g.Exec(g.ctx, machine.Exec{Command: []string{"no-such-command"}, Timeout: time.Minute})
 		if err == nil || !strings.Contains(err.Error(), "no-such-command") {
 			t.Errorf("error %v", err)
 		}
