@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// maxHolds is how many calls of one name are held. Who makes more has been
-	// called a possible tamperer by then, and need not be slow.
+	// maxHolds is how many calls of one name are held, or of an ABI that is not
+	// known. Who makes more has been called a possible tamperer by then, and need
+	// not be slow.
 	maxHolds = 64
 	// holdTime bounds each half of a hold: bringing out, and the host's answer.
 	holdTime = 10 * time.Second
@@ -33,10 +34,14 @@ func (a *agent) hold(c hold.Call) {
 	if a.holds == nil {
 		a.holds = map[string]int{}
 	}
-	a.holds[c.Name]++
-	if n := a.holds[c.Name]; n > maxHolds {
+	what := c.Name
+	if !c.ABI.Valid() { // the sample makes up as many numbers as it likes
+		what = "what this program does not know"
+	}
+	a.holds[what]++
+	if n := a.holds[what]; n > maxHolds {
 		if n == maxHolds+1 {
-			a.fault("the sample has called %s more than %d times; later calls were not held", c.Name, maxHolds)
+			a.fault("the sample has called %s more than %d times; later calls were not held", what, maxHolds)
 		}
 		return
 	}

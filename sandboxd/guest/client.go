@@ -115,9 +115,12 @@ func (c *Client) request(_ context.Context, name string, params json.RawMessage)
 	c.held++
 	n := c.held
 	c.mu.Unlock()
-	if n <= maxHeld {
+	switch {
+	case n <= maxHeld:
 		checked := checkTampering(p)
 		c.observer.Event(machine.Event{Time: time.Now(), Tampering: &checked})
+	case n == maxHeld+1:
+		c.fault(fmt.Sprintf("guest reports more than %d held calls; the others are not told", maxHeld))
 	}
 	return nil, nil
 }

@@ -237,8 +237,8 @@ func TestHeld(t *testing.T) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.events) != 1000 {
-		t.Errorf("%d events", len(o.events))
+	if n := len(o.events); n != 1001 || !strings.Contains(o.events[n-1].Fault, "more than 1000 held calls") {
+		t.Errorf("%d events, the last %+v", n, o.events[n-1])
 	}
 	checkEvents(t, o.events)
 }

@@ -67,13 +67,13 @@ func name(cpu string, audit, number uint32) (abi sysno.ABI, call string, ok bool
 // numbers are those of an ABI's calls for which is holds.
 func numbers(abi sysno.ABI, is func(name string) bool) (out []uint32) {
 	first, end := abi.Numbers()
+	bit := uint64(0)
+	if abi == sysno.X32 {
+		bit = sysno.X32Bit
+	}
 	for n := first; n < end; n++ {
 		if call, ok := abi.Name(n); ok && is(call) {
-			if abi == sysno.X32 {
-				n |= sysno.X32Bit
-			}
-			out = append(out, uint32(n))
-			n &^= sysno.X32Bit
+			out = append(out, uint32(n|bit))
 		}
 	}
 	return out
