@@ -135,7 +135,8 @@ func (t *traceView) ofArtifact(ctx context.Context, b *bus.Bus, f bus.Found) err
 	pr, pw := io.Pipe()
 	defer pr.Close()
 	go func() { pw.CloseWithError(copyArtifact(ctx, b, f, pw, false)) }()
-	_, err := t.print(pr)
+	totals, err := t.print(pr)
+	sayGaps(totals)
 	return err
 }
 
@@ -153,10 +154,18 @@ func (t *traceView) ofFile() error {
 	if err == nil && totals.Records == 0 && totals.Bad == 0 {
 		return usagef("%s holds no trace: none of its %d bytes belongs to one", t.file, totals.Skipped)
 	}
-	if totals.Bad+totals.Skipped+totals.Missing > 0 {
-		fmt.Fprintf(os.Stderr, "petri: %d records could not be decoded, %d are missing, %d bytes belong to none\n", totals.Bad, totals.Missing, totals.Skipped)
-	}
+	sayGaps(totals)
 	return err
+}
+
+// sayGaps tells who looks at calls that there were others.
+func sayGaps(t trace.Totals) {
+	if t.Bad+t.Skipped+t.Missing > 0 {
+		sayHere(fmt.Sprintf("%d records could not be decoded, %d are missing, %d bytes belong to none", t.Bad, t.Missing, t.Skipped))
+	}
+	if t.Lost > 0 {
+		sayHere(fmt.Sprintf("the guest has lost %d records", t.Lost))
+	}
 }
 
 // print writes the trace to standard output.
