@@ -234,7 +234,9 @@ func (f *Fleet) refill(ctx context.Context, arch string, want int) {
 		}
 		n := f.sift(arch, key)
 		if err != nil {
-			f.say(arch, func() { log.Warn("no machine can wait", "error", err) })
+			if ctx.Err() == nil {
+				f.say(arch, func() { log.Warn("no machine can wait", "error", err) })
+			}
 			return
 		}
 		spare, err := f.spare(b.spec.Memory)

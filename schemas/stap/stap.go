@@ -224,7 +224,7 @@ func (r *Reader) openFile(f []line) (*trace.Record, bool) {
 
 func parsePID(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 31)
-	return uint32(n), err == nil && s[0] != '+'
+	return uint32(n), err == nil
 }
 
 func (r *Reader) syscall(f []line) (*trace.Record, bool) {
