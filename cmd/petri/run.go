@@ -152,12 +152,28 @@ func (s *submission) request(path string, args []string) (app.Request, error) {
 func (s *submission) prepare(ctx context.Context, req app.Request) ([]*app.Prepared, error) {
 	if s.password == "" && s.member == "" && !s.all {
 		p, err := app.Prepare(req)
+		if err == nil && unpackable(p.Submission.Sample.Type) {
+			fmt.Fprintf(os.Stderr, "petri: %q is taken as it is; to run what is in it: --password infected for its only file, or --member NAME\n", p.Submission.Sample.Name)
+		}
 		return []*app.Prepared{p}, err
 	}
 	if s.all && s.member != "" {
 		return nil, usagef("--all and --member exclude each other")
 	}
 	return app.PrepareArchive(ctx, req, app.Archive{Password: s.password, Member: s.member, All: s.all})
+}
+
+// unpackable reports whether a sample that cannot be run is an archive out of which
+// one can be.
+func unpackable(t schemas.SampleType) bool {
+	if t.Unsupported == "" {
+		return false
+	}
+	switch t.Description {
+	case "zip archive", "gzip data", "xz data", "zstd data", "bzip2 data":
+		return true
+	}
+	return false
 }
 
 // maxLimit is as far as a limit can be raised.

@@ -44,6 +44,9 @@ func upCommand(g *global) *cobra.Command {
 				return err
 			}
 			n, err := app.StartNode(ctx, cfg, log, func(role string) { log.Info("ready", "role", role) })
+			if errors.Is(err, bus.ErrInUse) {
+				return fmt.Errorf("%w (a Petri runs there: petri submit FILE uses it; for a second one: --data DIR)", err)
+			}
 			if err != nil {
 				return interrupted(ctx, err)
 			}
