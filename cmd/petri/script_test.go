@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"github.com/petri-sandbox/petri/analyzers"
 	"github.com/petri-sandbox/petri/analyzers/all"
 	"github.com/petri-sandbox/petri/bus"
+	"github.com/petri-sandbox/petri/bus/faults"
 	"github.com/petri-sandbox/petri/schemas"
 )
 
@@ -46,14 +46,7 @@ func TestScript(t *testing.T) {
 			// --data and --cache for those who are root.
 			e.Setenv("D", e.WorkDir+"/petri")
 			// For servers, until they are started.
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			e.Setenv("PORT", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
-			if err := l.Close(); err != nil {
-				return err
-			}
+			e.Setenv("PORT", faults.FreePort(t))
 			err = writeRecorded("completed", e.WorkDir+"/recorded.petri")
 			if err != nil {
 				return err

@@ -148,7 +148,7 @@ func (c *Config) connectAs(ctx context.Context, r auth.Role, analyzer, name stri
 	if c.NATS != "" { // a cluster may be choosing a leader
 		return bus.Connect(ctx, a, name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	b, err := bus.Connect(ctx, a, name)
 	if err != nil {
