@@ -57,7 +57,7 @@ func TestFloodingAnalyzer(t *testing.T) {
 	js := b.JetStream()
 	junk := make([]byte, 200<<10)
 	flood := func(ctx context.Context, i int) error {
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		try, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		_, err := js.Publish(try, fmt.Sprint("in.hostile.", i), junk, jetstream.WithRetryAttempts(0))
 		return err

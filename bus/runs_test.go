@@ -106,7 +106,7 @@ func startRun(t *testing.T, b *bus.Bus, r schemas.RunState) string {
 // until waits for a state of a run for which ok is true.
 func until(t *testing.T, b *bus.Bus, run string, ok func(schemas.RunState) bool) schemas.RunState {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	var last schemas.RunState
 	met := false

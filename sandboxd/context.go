@@ -233,6 +233,12 @@ func (c *Context) await(ctx context.Context, cond func() bool) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			c.mu.Lock()
+			ok = cond() // both may have come about
+			c.mu.Unlock()
+			if ok {
+				return nil
+			}
 			return ctx.Err()
 		case <-c.life.Done():
 			return context.Cause(c.life)

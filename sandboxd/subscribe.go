@@ -140,6 +140,9 @@ func (c *Context) call(s *Subscription, e schemas.Event) error {
 	var err error
 	select {
 	case err = <-done:
+		if ended := ctx.Err(); ended != nil && errors.Is(err, ended) { // it was the first to notice
+			err = fmt.Errorf("%w: %w", whyEnded(ctx, begin), err)
+		}
 	case <-ctx.Done():
 		why := whyEnded(ctx, begin)
 		select {
