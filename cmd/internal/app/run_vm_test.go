@@ -21,7 +21,7 @@ import (
 func detonate(t *testing.T, bin, data string, args ...string) (*schemas.Report, []byte, int) {
 	t.Helper()
 	s := start(t, bin, data, append([]string{"--json", "run"}, args...)...)
-	code := s.wait(3 * time.Minute)
+	code := s.wait(8 * time.Minute)
 	var r schemas.Report
 	if err := json.Unmarshal(s.out.Bytes(), &r); err != nil {
 		t.Fatalf("exit code %d, no report: %v\n%s%s", code, err, s.out.Bytes(), s.stderr.Bytes())

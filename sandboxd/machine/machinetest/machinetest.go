@@ -233,7 +233,7 @@ func WarmConfigOf(t testing.TB, arch string) qemu.Config {
 	cfg := ConfigOf(t, arch)
 	ramPath, statePath := filepath.Join(shared, "ram-"+arch), filepath.Join(shared, "state-"+arch)
 	hello := warm.get(t, arch, func() (qemu.Hello, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		defer cancel()
 		ram, err := os.Create(ramPath)
 		if err != nil {

@@ -124,10 +124,10 @@ func (g *guest) sh(script string) string {
 	return strings.TrimSpace(res.Stdout)
 }
 
-// shutdown goes down in an orderly way, and soon.
+// shutdown goes down in an orderly way.
 func (g *guest) shutdown() {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.ctx, 2*time.Minute) // the default protocol's
+	ctx, cancel := context.WithTimeout(g.ctx, 2*time.Minute)
 	defer cancel()
 	if err := g.Shutdown(ctx); err != nil {
 		g.t.Fatalf("shutdown: %v; faults: %q", err, g.rec.Faults())
