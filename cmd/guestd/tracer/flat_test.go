@@ -18,7 +18,7 @@ import (
 // TestFlat looks for what the compilers of some kernels do not take, so that the
 // kernel would interpret a program, or refuse it.
 func TestFlat(t *testing.T) {
-	for _, kind := range []string{"el32", "eb32", "el64"} {
+	for _, kind := range []string{"el32", "eb32", "el64", "eb64"} {
 		flat, err := ebpf.LoadCollectionSpec("flat_bpf" + kind + ".o")
 		if err != nil {
 			t.Fatal(err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build linux && (mips64le || ppc64le)
+//go:build linux && (mips64le || ppc64le || riscv64)
 
 package tracer
 
@@ -10,7 +10,7 @@ import _ "embed"
 var tracerObject []byte
 
 // flatObject is the same without functions, which the compiler of MIPS does not
-// take. Both kernels have theirs off.
+// take. All three kernels have theirs off.
 //
 //go:embed flat_bpfel64.o
 var flatObject []byte

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build linux && (amd64 || arm64 || loong64 || riscv64)
+//go:build linux && (amd64 || arm64 || loong64)
 
 package tracer
 
@@ -9,8 +9,7 @@ import _ "embed"
 //go:embed tracer_bpfel64.o
 var tracerObject []byte
 
-// flatObject is none: the compilers of these kernels take functions. That of riscv64
-// is off, and its kernel interprets the programs.
+// flatObject is none: the compilers of these kernels take functions, and are on.
 var flatObject []byte
 
 //go:embed calibrate_bpfel64.o

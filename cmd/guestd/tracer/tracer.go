@@ -44,6 +44,8 @@ import (
 //go:generate llvm-strip-14 -g calibrate_bpfel32.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfeb64.o
 //go:generate llvm-strip-14 -g tracer_bpfeb64.o
+//go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DFLAT -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o flat_bpfeb64.o
+//go:generate llvm-strip-14 -g flat_bpfeb64.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/calibrate.bpf.c -o calibrate_bpfeb64.o
 //go:generate llvm-strip-14 -g calibrate_bpfeb64.o
 //go:generate clang-14 -O2 -g -mcpu=v3 -target bpfeb -DLONG32 -fdebug-compilation-dir=. -Wall -Werror -Wno-unused-function -c bpf/tracer.bpf.c -o tracer_bpfeb32.o
