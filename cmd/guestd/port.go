@@ -57,7 +57,7 @@ func (p *port) Read(b []byte) (int, error) {
 }
 
 // startTimer makes the kernel set its hardware timer anew. QEMU 7.2 does not
-// restore the timer of an emulated POWER CPU: it never fires, and the kernel sets
+// restore the timer of an emulated POWER or MIPS CPU: it never fires, and the kernel sets
 // it for nothing later than what it waits for already (hrtimer_reprogram in
 // kernel/time/hrtimer.c). Nothing is earlier than this. It is done before another
 // goroutine is needed: whether one runs while this thread is in its next read is up

@@ -44,8 +44,8 @@ func (t *template) statePath() string { return filepath.Join(t.dir, "state") }
 // common with it.
 func (b base) key(cpu string) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "petri.template.v2\n%s\n%s\n%s\n%s\n%s\n%s\n",
-		b.qemu.Version, b.spec.Accel, cpu, b.image.Kernel.SHA256, b.image.Initramfs.SHA256, b.cpu.Settle)
+	fmt.Fprintf(h, "petri.template.v3\n%s\n%s\n%s\n%s\n%s\n",
+		b.qemu.Version, b.spec.Accel, cpu, b.image.Kernel.SHA256, b.image.Initramfs.SHA256)
 	for _, a := range qemu.TemplateCommand(b.cpu, b.spec.Accel, b.spec.Memory) {
 		fmt.Fprintln(h, a)
 	}

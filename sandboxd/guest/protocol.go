@@ -30,6 +30,9 @@ const (
 // sample stands still until it is answered.
 const ReqHeld = "held"
 
+// EventNudge is the host's only event. It says nothing: see [Client.Nudge].
+const EventNudge = "nudge"
+
 // Events of the guest.
 const (
 	EventHello  = "hello"  // [Hello]

@@ -73,6 +73,7 @@ func (m *Machine) start(ctx context.Context, ram ramMode) (*instance, error) {
 		return nil, err
 	}
 	in.connect()
+	in.nudge()
 	return in, nil
 }
 
@@ -143,6 +144,10 @@ func (in *instance) restore(ctx context.Context) error {
 	if err := in.monitor.Execute(ctx, "migrate-set-capabilities", caps, nil); err != nil {
 		return err
 	}
+	// Else QEMU has the guest say five times on its network that it has moved.
+	if err := in.monitor.Execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil); err != nil {
+		return err
+	}
 	return in.monitor.Execute(ctx, "migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", fdState)}, nil)
 }
 
@@ -155,6 +160,28 @@ func (in *instance) connect() {
 		err := in.client.Serve(in.ctx)
 		if in.ctx.Err() == nil && !in.stopping.Load() && !errors.Is(err, io.EOF) {
 			in.observer.Event(machine.Event{Time: time.Now(), Fault: fmt.Sprintf("the link to the guest broke: %v", err)})
+		}
+	})
+}
+
+// nudge keeps a guest awake whose timer QEMU loses at times. Nobody may nudge while a
+// snapshot is taken: half of a message would be in it.
+func (in *instance) nudge() {
+	if in.cfg.CPU.Nudge == 0 {
+		return
+	}
+	in.spawn(func() {
+		t := time.NewTicker(in.cfg.CPU.Nudge)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+			case <-in.ctx.Done():
+				return
+			}
+			if in.client.Nudge() != nil { // the link has ended, which others say
+				return
+			}
 		}
 	})
 }

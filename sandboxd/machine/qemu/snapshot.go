@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/petri-sandbox/petri/sandboxd/machine"
 )
@@ -54,6 +53,7 @@ func try(ctx context.Context, cfg *Config, o machine.Observer, ram, state *os.Fi
 		return in.explain(err)
 	}
 	in.connect()
+	in.nudge()
 	return in.explain(in.client.Ping(ctx))
 }
 
@@ -81,17 +81,9 @@ func snapshot(ctx context.Context, cfg *Config, o machine.Observer, ram, state *
 	defer in.close()
 	in.stopping.Store(true) // its end is no news
 	in.connect()
-	settled := time.NewTimer(cfg.CPU.Settle) // the guest runs
-	defer settled.Stop()
 	hello, err := in.hello(ctx)
 	if err != nil {
 		return Hello{}, in.explain(err)
-	}
-	select {
-	case <-settled.C:
-	case <-in.proc.Done(): // which the ping tells
-	case <-ctx.Done():
-		return Hello{}, fmt.Errorf("wait for a guest that runs: %w", ctx.Err())
 	}
 	if err := in.client.Ping(ctx); err != nil {
 		return Hello{}, in.explain(err)
