@@ -125,7 +125,7 @@ type Tampering struct {
 	First PossibleTampering `json:"first"`
 	// Records is how many records of the trace came afterwards.
 	Records uint64         `json:"records"`
-	Calls   map[string]int `json:"calls"` // that were held, by name
+	Calls   map[string]int `json:"calls"` // that were held, by name; of too many names: others
 }
 
 // ReportMachine is the machine that ran the sample.

@@ -19,9 +19,11 @@ func (f *Fold) possibleTampering(at time.Time, d schemas.PossibleTampering) stri
 	if f.tampering == nil {
 		f.tampering = &schemas.Tampering{Since: at, First: d, Calls: map[string]int{}}
 	}
-	if _, ok := f.tampering.Calls[d.Call]; ok || len(f.tampering.Calls) < maxTamperCalls {
-		f.tampering.Calls[d.Call]++
+	call := d.Call
+	if _, ok := f.tampering.Calls[call]; !ok && len(f.tampering.Calls) >= maxTamperCalls {
+		call = "others"
 	}
+	f.tampering.Calls[call]++
 	if d.Behind != "" {
 		f.behind++
 		f.whyBehind = d.Behind
