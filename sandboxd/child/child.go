@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -21,6 +22,7 @@ type Process struct {
 	stderr tail
 	done   chan struct{} // closed when it has been reaped
 	err    error         // valid once done is closed
+	killed atomic.Bool   // by Kill
 }
 
 // Start starts cmd in a process group of its own; it is killed when this program
@@ -86,11 +88,16 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Kill ends the process' group and returns when the process is gone.
 func (p *Process) Kill() {
+	p.killed.Store(true)
 	if !p.Ended() { // else its number may be another's
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	}
 	<-p.done
 }
+
+// Failed reports whether the process, which must have ended, did so by a signal or
+// with an error, and not because of [Process.Kill].
+func (p *Process) Failed() bool { return p.err != nil && !p.killed.Load() }
 
 // Stderr is the last of what the process wrote to standard error.
 func (p *Process) Stderr() string { return p.stderr.String() }

@@ -90,7 +90,7 @@ func (c *Config) command(ram ramMode) []string {
 		"-device", "virtio-serial-"+cpu.Bus+",id=serial0,max_ports=2",
 		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent",
 		"-netdev", "stream,id=net0,server=off,addr.type=fd,addr.str="+strconv.Itoa(fdNetwork),
-		"-device", "virtio-net-"+cpu.Bus+",netdev=net0,mac="+defaultMAC+romfile+cpu.Network,
+		"-device", "virtio-net-"+cpu.Bus+",netdev=net0,guest_announce=off,mac="+defaultMAC+romfile+cpu.Network,
 	)
 	args = append(args, disguise(c.CPU, c.Accel)...)
 	if ram == ramPrivate {

@@ -144,7 +144,9 @@ func (in *instance) restore(ctx context.Context) error {
 	if err := in.monitor.Execute(ctx, "migrate-set-capabilities", caps, nil); err != nil {
 		return err
 	}
-	// Else QEMU has the guest say five times on its network that it has moved.
+	// Else QEMU says five times on its network that it has moved. It would end with the
+	// guest's reset, had the guest been able to do that for it (virtio_net_reset in
+	// hw/net/virtio-net.c stops the timer that this takes away): see guest_announce.
 	if err := in.monitor.Execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil); err != nil {
 		return err
 	}

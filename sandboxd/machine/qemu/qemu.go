@@ -331,6 +331,9 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	}
 	select {
 	case <-in.proc.Done():
+		if in.proc.Failed() { // the guest is off all the same
+			in.observer.Event(machine.Event{Time: time.Now(), Fault: "while the guest powered off qemu " + in.proc.Cause()})
+		}
 		in.close()
 		return nil
 	case <-ctx.Done():

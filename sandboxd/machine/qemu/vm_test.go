@@ -132,6 +132,11 @@ func (g *guest) shutdown() {
 	if err := g.Shutdown(ctx); err != nil {
 		g.t.Fatalf("shutdown: %v; faults: %q", err, g.rec.Faults())
 	}
+	for _, f := range g.rec.Faults() {
+		if strings.Contains(f, "powered off qemu") {
+			g.t.Error(f)
+		}
+	}
 }
 
 // TestColdBoot boots a guest from nothing to its agent's first words, restarts
