@@ -86,19 +86,21 @@ func serve(in *os.File, out io.Writer) error {
 	l.enc.Counters = func() (uint64, uint64, uint64) { return l.made, 0, l.unreadable }
 	fds := []unix.PollFd{{Fd: int32(in.Fd()), Events: unix.POLLIN}}
 	sent, flushed := uint64(0), time.Now()
+	left := false // tracees, or what is left of them: of an end nobody hears before it is waited for
 	for {
 		timeout := -1
-		if len(l.processes) > 0 || l.made > sent {
+		if left || l.made > sent {
 			timeout = int(missed.Milliseconds())
 		}
 		n, err := unix.Poll(fds, timeout)
+		idle := n == 0 && err == nil
 		if err != nil && err != unix.EINTR {
 			return fmt.Errorf("wait for the sample: %w", err)
 		}
-		if err := l.drain(); err != nil {
+		if left, err = l.drain(); err != nil {
 			return err
 		}
-		if n == 0 && err == nil { // for so long nothing has come: no parent will tell
+		if idle { // for so long nothing has come: no parent will tell
 			if err := l.releaseAll(); err != nil {
 				return err
 			}
@@ -111,6 +113,7 @@ func serve(in *os.File, out io.Writer) error {
 			if err := l.command(c); err != nil {
 				return err
 			}
+			left = true // as far as is known
 		}
 		if l.made > sent && time.Since(flushed) >= tick {
 			if err := l.enc.Flush(); err != nil {
@@ -201,20 +204,22 @@ func (l *loop) goOn(tid uint32, signal int) error {
 	return nil
 }
 
-// drain handles the stops that there are.
-func (l *loop) drain() error {
+// drain handles the stops that there are, and reports whether there may be more.
+func (l *loop) drain() (more bool, err error) {
 	for {
 		var st syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &st, unix.WALL|unix.WNOHANG, nil)
 		switch {
 		case err == syscall.EINTR:
-		case err == syscall.ECHILD || err == nil && pid == 0:
-			return nil
+		case err == syscall.ECHILD:
+			return false, nil
 		case err != nil:
-			return fmt.Errorf("wait for the sample: %w", err)
+			return false, fmt.Errorf("wait for the sample: %w", err)
+		case pid == 0:
+			return true, nil
 		default:
 			if err := l.stop(uint32(pid), st); err != nil {
-				return err
+				return false, err
 			}
 		}
 	}
