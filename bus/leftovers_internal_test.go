@@ -17,7 +17,7 @@ import (
 // one that lives nothing is taken.
 func TestLeftovers(t *testing.T) {
 	if err := stageable(); err != nil {
-		t.Skip(err)
+		t.Skip("SKIPPED: ", err)
 	}
 	memory := func(dir string) (out []string) {
 		t.Helper()
@@ -85,7 +85,7 @@ func TestLeftovers(t *testing.T) {
 // An older Petri's memory says nothing of itself: it is named and left alone.
 func TestLeftoverOfOlder(t *testing.T) {
 	if err := stageable(); err != nil {
-		t.Skip(err)
+		t.Skip("SKIPPED: ", err)
 	}
 	dir, err := os.MkdirTemp(memoryDir, memoryPrefix)
 	if err != nil {

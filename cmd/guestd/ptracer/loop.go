@@ -205,7 +205,7 @@ func (l *loop) goOn(tid uint32, signal int) error {
 }
 
 // drain handles the stops that there are, and reports whether there may be more.
-func (l *loop) drain() (more bool, err error) {
+func (l *loop) drain() (more bool, _ error) {
 	for {
 		var st syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &st, unix.WALL|unix.WNOHANG, nil)
